@@ -1,0 +1,52 @@
+"""Every field of a training run. The other configs start from these values.
+
+Override any of them on the command line: --config.model.layer_reuse=14.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The paper's recipe for LruNet, N = 8, on CIFAR-10."""
+    config = ml_collections.ConfigDict()
+
+    # The network, by name, and its class's attributes.
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "lrunet"
+    config.model.layer_reuse = 8  # iterations N of each block
+    config.model.width_mult = 1.0  # scales the blocks' channels; multiple of 0.125
+    config.model.drop = 0.5  # dropout rate before the last layer
+    config.model.unroll = 1  # iterations in one trip of a block's loop
+    # How operators are written for the compiler: auto (by platform), mapped, xla or
+    # dense. The results are the same.
+    config.model.lowering = "auto"
+
+    config.dataset = "cifar10"  # cifar10, cifar100, fashion_mnist or digits
+    # Random crop, rotation and flip of the training images, in this order.
+    config.augment = ml_collections.ConfigDict()
+    config.augment.size = 32  # of the crop, in pixels
+    config.augment.padding = 4  # zeros around the image before it is cropped
+    config.augment.rotation = 10.0  # largest angle in degrees, both ways; 0 for none
+    config.augment.flip = True  # left and right, for half of the images
+
+    config.batch_size = 256  # over all devices; they must divide it
+    config.epochs = 300
+    config.seed = 0  # of the weights, the order of the images and their augmentation
+
+    # SGD. The decay is on every parameter.
+    config.learning_rate = 0.1
+    config.momentum = 0.9
+    config.weight_decay = 5e-4
+    # piecewise: times decay_factor at the start of each of decay_epochs.
+    # cosine: up from 0 during warmup_epochs, then down to 0 at the end of epochs.
+    config.schedule = "piecewise"
+    config.decay_epochs = (200, 250)
+    config.decay_factor = 0.1
+    config.warmup_epochs = 0.0
+
+    # Of float32 products: default (bfloat16 on TPU, TF32 on GPU), high or highest.
+    config.matmul_precision = "highest"
+    config.eval_every = 1  # epochs between evaluations; the last is always evaluated
+    # A checkpoint is written after every epoch, and within one after so many minutes.
+    config.checkpoint_minutes = 5.0
+    return config

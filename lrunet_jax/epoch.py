@@ -1,0 +1,76 @@
+"""An epoch's steps, in device calls of about a second each."""
+
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lrunet_jax import data
+from lrunet_jax.state import TrainState
+from lrunet_jax.steps import Augment, data_shardings, make_train_call
+
+SECONDS_PER_CALL = 1.0  # how long a person, or a signal, waits
+
+
+class EpochLoop:
+    """Trains epoch by epoch on a data set that lies on the device.
+
+    A call runs as many steps as take SECONDS_PER_CALL, so that the host is out of the
+    way of a fast device and a slow one still reports. What is computed does not
+    depend on where calls begin and end.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        train_set: data.Split,
+        augment: Augment,
+        mesh: Mesh,
+        batch_size: int,
+        seed: int,
+    ):
+        """Compiles the step, and the one of the last, smaller batch."""
+        self._data = train_set
+        self._batch_size = batch_size
+        self._seed = seed
+        self._key = jax.device_put(jax.random.key(seed), data_shardings(mesh)[0])
+        self._steps_a_call = 1
+        call = make_train_call(augment, mesh)
+        self._programs = [
+            call.lower(state, train_set, batches, 0, 0, self._key).compile()
+            if len(batches)
+            else None
+            for batches in self._batches(epoch=0)
+        ]
+
+    def run(self, state: TrainState, epoch: int) -> Iterator[TrainState]:
+        """What is left of an epoch: yields the state after every device call.
+
+        The state's step says how far the epoch is.
+        """
+        full, tail = self._batches(epoch)
+        first = epoch * (len(full) + len(tail))
+        step = int(state.step) - first
+        for program, batches, offset in zip(
+            self._programs, (full, tail), (0, len(full)), strict=True
+        ):
+            while step - offset < len(batches):
+                start = step - offset
+                stop = min(start + self._steps_a_call, len(batches))
+                began = time.perf_counter()
+                state = program(state, self._data, batches, start, stop, self._key)
+                jax.block_until_ready(state.step)
+                self._adapt(stop - start, time.perf_counter() - began)
+                step = offset + stop
+                yield state
+
+    def _batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = data.epoch_order(self._seed, epoch, len(self._data.labels))
+        return data.train_batches(order, self._batch_size)
+
+    def _adapt(self, steps, seconds):
+        # Slowly upwards: a call must not take minutes because one was short.
+        fitting = round(steps * SECONDS_PER_CALL / seconds)
+        self._steps_a_call = max(1, min(fitting, 4 * self._steps_a_call))

@@ -1,0 +1,53 @@
+"""The record of a run: JSON lines and TensorBoard events, one entry an epoch."""
+
+import json
+from typing import Any
+
+from etils import epath
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """`metrics.jsonl` and `tensorboard/` in a run's workdir.
+
+    What a resumed run has not done yet is cut off, so that the record is that of an
+    undisturbed run. A line is written whole or not at all.
+    """
+
+    def __init__(self, workdir: epath.Path, step: int):
+        """Opens the record in `workdir` and keeps what is at or before `step`."""
+        self._path = workdir / "metrics.jsonl"
+        self.lines = [line for line in _read(self._path) if line["step"] <= step]
+        self._write()
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
+        )
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Adds an epoch's line; `step` counts the steps done."""
+        self.lines.append(line)
+        self._write()
+        for name, value in line.items():
+            if name not in ("step", "epoch"):
+                self._events.add_scalar(name, value, line["step"])
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the TensorBoard file."""
+        self._events.close()
+
+    def _write(self):
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+
+def write_whole(path: epath.Path, text: str) -> None:
+    """Replaces a file's text, so that a crash leaves the old or the new."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def _read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if (
+        path.exists()
+    ) else []

@@ -1,0 +1,121 @@
+"""The layers of the five networks, on (C, H, W, B) arrays.
+
+Each holds its parameters under Flax's names and shapes and calls the operator of the
+same name. They compute in the dtype of their input.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lrunet_jax import ops
+
+Initializer = Callable[..., Any]
+
+# Normal with standard deviation sqrt(2 / (kh * kw * out)), not truncated, out not
+# divided by the groups: as the original.
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def symmetric_uniform(bound: float) -> Initializer:
+    """Uniform in [-bound, bound), as PyTorch's layers initialise by default."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """Dense 3x3 convolution, padding 1, no bias; `kernel` (3, 3, inputs, channels)."""
+
+    channels: int
+    stride: int = 1
+    kernel_init: Initializer = he_normal
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (3, 3, x.shape[0], self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        return ops.conv(x, kernel, stride=self.stride, lowering=self.lowering)
+
+
+class Pointwise(nn.Module):
+    """Grouped 1x1 convolution; `kernel` (1, 1, inputs / groups, channels), `bias`."""
+
+    channels: int
+    groups: int = 1
+    use_bias: bool = False
+    kernel_init: Initializer = he_normal
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[0]
+        shape = (1, 1, inputs // self.groups, self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x = ops.pointwise(x, kernel, groups=self.groups, lowering=self.lowering)
+        if self.use_bias:
+            bound = (inputs // self.groups) ** -0.5
+            bias = self.param("bias", symmetric_uniform(bound), (self.channels,))
+            x = x + bias.astype(x.dtype)[:, None, None, None]
+        return x
+
+
+class Kernel(nn.Module):
+    """A `kernel` of the given shape, for a block that applies it itself."""
+
+    shape: tuple[int, ...]
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", self.kernel_init, self.shape)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with PyTorch's running statistics.
+
+    The running variance takes the unbiased variance of the batch, the normalisation
+    the biased one: Flax's own layer takes the biased one for both. Means and
+    variances are float32 whatever the input's dtype (float64 for float64).
+    """
+
+    channels: int
+    momentum: float = 0.9  # Flax's sense: how much of the running value is kept
+
+    def setup(self) -> None:
+        shape = (self.channels,)
+        self.scale = self.param("scale", nn.initializers.ones, shape)
+        self.bias = self.param("bias", nn.initializers.zeros, shape)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train:
+            return ops.normalise(x, self.scale, self.bias, self.running())
+        x, moments = ops.batch_norm(x, self.scale, self.bias)
+        self.update(moments, x[0].size)
+        return x
+
+    def running(self) -> ops.Moments:
+        """The running mean and variance."""
+        return ops.Moments(self.mean.value, self.var.value)
+
+    def update(self, moments: ops.Moments, count: int) -> None:
+        """Moves the running statistics towards a batch's `moments`.
+
+        Args:
+          moments: of the batch, with its biased variance.
+          count: values a channel in the whole batch, over all devices: B * H * W.
+        """
+        unbiased = moments.variance * (count / max(count - 1, 1))
+        self.mean.value = self._mix(self.mean.value, moments.mean)
+        self.var.value = self._mix(self.var.value, unbiased)
+
+    def _mix(self, old, new):
+        return self.momentum * old + (1 - self.momentum) * new

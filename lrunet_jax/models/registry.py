@@ -1,0 +1,34 @@
+"""Models by name."""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+
+from lrunet_jax.errors import InputError, require_known
+from lrunet_jax.models.lrunet import LruNet
+
+_MODELS: dict[str, type[nn.Module]] = {"lrunet": LruNet}
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """The model `name`, with its class's attributes as keywords.
+
+    Raises:
+      InputError: for an unknown name or attribute, or a value that the model refuses.
+    """
+    require_known("model.name", name, _MODELS)
+    model = _MODELS[name]
+    fields = {field.name: field.type for field in dataclasses.fields(model)}
+    del fields["parent"], fields["name"]
+    for key in kwargs:
+        require_known(f"a field of model {name!r}", key, fields)
+    try:
+        return model(**kwargs)
+    except InputError as error:
+        raise InputError(f"model.{error}") from None
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return sorted(_MODELS)

@@ -1,0 +1,152 @@
+"""Depthwise 3x3 convolution with padding 1."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lrunet_jax.ops.blocks import map_blocks
+from lrunet_jax.ops.conv import convolve
+from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.windows import windows
+
+_DENSE_BLOCK = 128  # channels; the width of a TPU's matrix unit
+
+
+def depthwise(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, lowering: str = "auto"
+) -> jax.Array:
+    """Convolves each channel with its own M kernels of 3x3, padding 1.
+
+    Args:
+      x: (C, H, W, B).
+      kernel: (3, 3, 1, C * M), as Flax shapes a depthwise kernel; output channel
+        c * M + m reads input channel c.
+      stride: 1 or 2, in both directions.
+      lowering: `auto` or one of `LOWERINGS`.
+
+    Returns:
+      (C * M, ceil(H / stride), ceil(W / stride), B), in x's dtype.
+    """
+    return _LOWERINGS[resolve(lowering)](x, kernel, stride)
+
+
+def _xla(x, kernel, stride):
+    return convolve(x, kernel, stride, groups=x.shape[0])
+
+
+def _dense(x, kernel, stride):
+    channels = x.shape[0]
+    block = max(n for n in range(1, _DENSE_BLOCK + 1) if channels % n == 0)
+    kernels = kernel.reshape(3, 3, channels // block, block, -1)
+    eye = jnp.eye(block, dtype=kernel.dtype)
+    dense = jnp.einsum("hwgcm,ic->hwigcm", kernels, eye).reshape(3, 3, block, -1)
+    return convolve(x, dense, stride, groups=channels // block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mapped(x, kernel, stride):
+    forward = functools.partial(shifted_sum, stride=stride)
+    return map_blocks(forward, x, by_channel(kernel, x.shape[0]))
+
+
+def _mapped_forward(x, kernel, stride):
+    return _mapped(x, kernel, stride), (x, kernel)
+
+
+def _mapped_backward(stride, residuals, grad):
+    x, kernel = residuals
+    grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
+    gradients = functools.partial(shifted_sum_gradients, stride=stride)
+    kernels = by_channel(kernel, x.shape[0])
+    grad_x, grad_kernels = map_blocks(gradients, x, kernels, grad)
+    return grad_x, by_position(grad_kernels).astype(kernel.dtype)
+
+
+_mapped.defvjp(_mapped_forward, _mapped_backward)
+
+_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _dense}
+
+
+# --- The shifted sum, of one block of channels ------------------------------------
+
+
+def by_channel(kernel: jax.Array, channels: int) -> jax.Array:
+    """(3, 3, 1, C * M) -> (C, M, 3, 3), of which channel blocks are slices."""
+    return jnp.moveaxis(kernel.reshape(3, 3, channels, -1), (0, 1), (2, 3))
+
+
+def by_position(kernels: jax.Array) -> jax.Array:
+    """The inverse of `by_channel`."""
+    return jnp.moveaxis(kernels, (2, 3), (0, 1)).reshape(3, 3, 1, -1)
+
+
+def shifted_sum(x: jax.Array, kernels: jax.Array, *, stride: int = 1) -> jax.Array:
+    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
+    weights = _each_position(kernels)
+    total = sum(w * k for w, k in zip(windows(x[:, None], stride), weights))
+    return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
+
+
+def shifted_sum_gradients(
+    x: jax.Array, kernels: jax.Array, grad: jax.Array, *, stride: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `shifted_sum` to x and kernels.
+
+    Args:
+      x: (C, H, W, B).
+      kernels: (C, M, 3, 3).
+      grad: (C, M, H / stride, W / stride, B).
+      stride: 1 or 2.
+    """
+    return _x_gradient(x, kernels, grad, stride), _kernel_gradient(x, grad, stride)
+
+
+def _x_gradient(x, kernels, grad, stride):
+    # Pixel p of x meets pixel q of grad at kernel row i where p = q * stride + i - 1:
+    # grad spread out by the stride is convolved with the flipped kernels.
+    low_high_interior = [
+        (1, size - (out - 1) * stride, stride - 1)
+        for size, out in zip(x.shape[1:3], grad.shape[2:4], strict=True)
+    ]
+    none = (0, 0, 0)
+    zero = jnp.zeros((), grad.dtype)
+    spread = lax.pad(grad, zero, [none, none, *low_high_interior, none])
+    total = 0
+    for m in range(kernels.shape[1]):
+        # The plane is sliced out first: an integer among slices is a gather, and
+        # made this sum four times slower.
+        plane = spread[:, m]
+        weights = _each_position(kernels[:, m, ::-1, ::-1])
+        shifts = _shifted(plane, *x.shape[1:3])
+        total += sum(w * k for w, k in zip(shifts, weights))
+    return total.astype(x.dtype)
+
+
+def _kernel_gradient(x, grad, stride):
+    # All nine sums in one pass: separate reductions take seven times as long.
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    grad = grad.astype(dtype)
+    products = tuple(w * grad for w in windows(x.astype(dtype)[:, None], stride))
+    zeros = (jnp.zeros((), dtype),) * 9
+    sums = lax.reduce(products, zeros, _add, (2, 3, 4))
+    return jnp.stack(sums, -1).reshape(*grad.shape[:2], 3, 3)
+
+
+def _add(a, b):
+    return tuple(p + q for p, q in zip(a, b, strict=True))
+
+
+def _shifted(padded, height, width) -> Iterator[jax.Array]:
+    for i in range(3):
+        for j in range(3):
+            yield padded[..., i : i + height, j : j + width, :]
+
+
+def _each_position(kernels) -> Iterator[jax.Array]:
+    """(..., 3, 3) -> nine of (..., 1, 1, 1), to multiply (..., H, W, B)."""
+    for i in range(3):
+        for j in range(3):
+            yield kernels[..., i, j][..., None, None, None]

@@ -1,0 +1,63 @@
+"""Grouped pointwise (1x1) convolution."""
+
+import jax
+import jax.numpy as jnp
+
+from lrunet_jax.ops.conv import convolve
+from lrunet_jax.ops.lowering import resolve
+
+
+def pointwise(
+    x: jax.Array, kernel: jax.Array, *, groups: int = 1, lowering: str = "auto"
+) -> jax.Array:
+    """Mixes the channels of each group, pixel by pixel.
+
+    Args:
+      x: (C, H, W, B).
+      kernel: (1, 1, C / groups, out), as Flax shapes it; output channels are in the
+        order of their groups.
+      groups: a divisor of C and of out.
+      lowering: `auto` or one of `LOWERINGS`.
+
+    Returns:
+      (out, H, W, B), in x's dtype.
+    """
+    return _LOWERINGS[resolve(lowering)](x, kernel.astype(x.dtype), groups)
+
+
+def by_group(kernel: jax.Array, groups: int) -> jax.Array:
+    """(1, 1, in, groups * out) -> (groups, out, in), one matrix a group."""
+    return jnp.moveaxis(kernel.reshape(kernel.shape[2], groups, -1), 0, 2)
+
+
+def by_input(matrices: jax.Array) -> jax.Array:
+    """The inverse of `by_group`."""
+    inputs = matrices.shape[2]
+    return jnp.moveaxis(matrices, 2, 0).reshape(1, 1, inputs, -1)
+
+
+def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
+    """(out, in) and (in, H, W, B) -> (out, H, W, B)."""
+    # No reshape to (in, H * W * B): a sharded batch must stay an axis of its own.
+    return jnp.einsum("oi,ihwb->ohwb", matrix, x)
+
+
+def _mapped(x, kernel, groups):
+    inputs = x.reshape(groups, -1, *x.shape[1:])
+    out = jnp.einsum("goi,gihwb->gohwb", by_group(kernel, groups), inputs)
+    return out.reshape(-1, *x.shape[1:])
+
+
+def _xla(x, kernel, groups):
+    return convolve(x, kernel, 1, groups=groups)
+
+
+def _dense(x, kernel, groups):
+    eye = jnp.eye(groups, dtype=kernel.dtype)
+    matrices = by_group(kernel, groups)
+    return mix(
+        jnp.einsum("goi,gh->gohi", matrices, eye).reshape(kernel.shape[3], -1), x
+    )
+
+
+_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _dense}

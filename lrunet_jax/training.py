@@ -1,0 +1,246 @@
+"""Training: from a config and a directory to a trained network."""
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from etils import epath
+from jax.sharding import AxisType
+
+from lrunet_jax import data
+from lrunet_jax.checkpoint import Checkpoints
+from lrunet_jax.config import changes, require_same_run, validate
+from lrunet_jax.epoch import EpochLoop
+from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.metrics import MetricsLog, write_whole
+from lrunet_jax.models import create_model
+from lrunet_jax.optim import create_optimizer, create_schedule
+from lrunet_jax.plot import plot_curves
+from lrunet_jax.progress import Progress, duration, print_epoch
+from lrunet_jax.state import Metrics, TrainState, create_train_state
+from lrunet_jax.steps import data_shardings, make_eval_call
+from lrunet_jax.summary import count_macs, count_parameters
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str, data_dir: str = ""
+) -> TrainState:
+    """Trains `config.model` on `config.dataset`; goes on where `workdir` stands.
+
+    Batches, augmentation and dropout follow from the seed and the step: on CPU, a run
+    that was stopped and resumed ends in the same bits as one that was not. SIGTERM
+    and SIGINT stop it after a checkpoint.
+
+    Args:
+      config: as `configs/default.py` documents it.
+      workdir: for checkpoints, `metrics.jsonl`, `config.json`, `curves.png` and
+        TensorBoard events.
+      data_dir: of TFDS, see `data.load_split`.
+
+    Returns:
+      The last state.
+
+    Raises:
+      InputError: for a bad value, before anything in `workdir` is overwritten.
+      DivergedError: when the loss or the weights are not finite any more.
+    """
+    validate(config, jax.device_count())
+    model = create_model(
+        num_classes=data.NUM_CLASSES[config.dataset], **config.model
+    )
+    path = _open_workdir(workdir, config)
+    with (
+        jax.default_matmul_precision(config.matmul_precision),
+        contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints,
+        _stop_signals() as stop_requested,
+    ):
+        return _train(config, model, path, data_dir, checkpoints, stop_requested)
+
+
+def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    replicated, _ = data_shardings(mesh)
+    train_set, test_set = (
+        jax.device_put(data.load_split(config.dataset, split, data_dir), replicated)
+        for split in ("train", "test")
+    )
+    _print_header(config, workdir, model, train_set, test_set)
+
+    num_images, *image_shape = train_set.images.shape
+    steps_per_epoch = data.steps_per_epoch(num_images, config.batch_size)
+    schedule = create_schedule(config, steps_per_epoch)
+    tx = create_optimizer(config, schedule)
+    state = create_train_state(model, tx, jax.random.key(config.seed), image_shape)
+    state = jax.device_put(state, replicated)
+    state = _resume(checkpoints, state, config, workdir, num_images)
+    log = MetricsLog(workdir, int(state.step))
+    write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+    began = time.monotonic()
+    augment = data.make_augment(**config.augment)
+    loop = EpochLoop(state, train_set, augment, mesh, config.batch_size, config.seed)
+    test_batches = data.eval_batches(len(test_set.labels), config.batch_size)
+    evaluate = make_eval_call(mesh).lower(state, test_set, test_batches).compile()
+    print(f"compiled in {duration(time.monotonic() - began)}", flush=True)
+
+    for epoch in range(int(state.step) // steps_per_epoch, config.epochs):
+        progress = Progress(epoch + 1, config.epochs, state.metrics, num_images)
+        test = None
+        for state in loop.run(state, epoch):
+            _require_finite(state, checkpoints)
+            progress.update(state.metrics)
+            if int(state.metrics.count) == num_images:
+                continue
+            if stop_requested():
+                break
+            if checkpoints.seconds_since_save() >= 60 * config.checkpoint_minutes:
+                checkpoints.save(state, config.to_dict())
+        else:  # the epoch is complete
+            line = {
+                "step": int(state.step),
+                "epoch": epoch + 1,
+                **_named("train", state.metrics),
+                "learning_rate": float(schedule(state.step - 1)),
+                "images_per_second": progress.images_per_second,
+            }
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                test = _named("test", evaluate(state, test_set, test_batches))
+            log.append(line | (test or {}))
+            progress.close()
+            print_epoch(log.lines[-1], config.epochs)
+            state = state.replace(metrics=jax.device_put(Metrics.zero(), replicated))
+        progress.close()
+        checkpoints.save(state, config.to_dict(), test)
+        if stop_requested():
+            break
+
+    log.close()
+    plot_curves(log.lines, workdir / "curves.png")
+    _print_result(log.lines, checkpoints, workdir, int(state.step))
+    return state
+
+
+def _open_workdir(workdir, config):
+    """The directory, made if need be, once it is known to be this run's."""
+    path = epath.Path(workdir).expanduser().resolve()
+    try:
+        if (stored := path / "config.json").exists():
+            changed = changes(json.loads(stored.read_text()), config)
+            require_same_run(changed, workdir)
+        path.mkdir(parents=True, exist_ok=True)
+        write_whole(path / "writable", "")
+        (path / "writable").unlink()
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"workdir is {workdir!r}, which can't be used: {error}; it must be a "
+            "directory that can be written"
+        ) from None
+    return path
+
+
+def _resume(checkpoints, state, config, workdir, num_images):
+    """The latest checkpoint's state, or `state` itself where there is none."""
+    restored = checkpoints.restore_latest(state)
+    if restored is None:
+        return state
+    state, stored = restored
+    changed = changes(stored, config)
+    require_same_run(changed, str(workdir))
+    old = data.steps_per_epoch(num_images, stored["batch_size"])
+    new = data.steps_per_epoch(num_images, config.batch_size)
+    print(f"resumed at step {int(state.step):,}, in epoch {int(state.step) // old + 1}")
+    for field, (before, after) in changed.items():
+        print(f"  {field}: {before!r} -> {after!r}")
+    if old != new:
+        # The same place in the same epoch, in steps of the new size.
+        epoch, steps = divmod(int(state.step), old)
+        step = epoch * new + steps * stored["batch_size"] // config.batch_size
+        step = jnp.full_like(state.step, step)
+        opt_state = optax.tree_utils.tree_set(state.opt_state, count=step)
+        state = state.replace(step=step, opt_state=opt_state)
+    return state
+
+
+def _require_finite(state, checkpoints):
+    if _is_finite(state):
+        return
+    best = checkpoints.latest_path()
+    raise DivergedError(
+        f"the loss is not finite any more at step {int(state.step):,}; "
+        + (f"the last good checkpoint is {best}; " if best else "")
+        + "a lower learning_rate may help"
+    )
+
+
+@jax.jit
+def _is_finite(state):
+    leaves = jax.tree.leaves((state.metrics.loss, state.params, state.batch_stats))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGTERM or SIGINT into a wish that the run looks up.
+
+    A second one has its usual effect.
+    """
+    received = []
+    usual = {}
+
+    def note(number, _):
+        received.append(number)
+        signal.signal(number, usual[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            usual[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _named(split, metrics):
+    return {f"{split}_{name}": value for name, value in metrics.means().items()}
+
+
+def _print_header(config, workdir, model, train_set, test_set):
+    shape = train_set.images.shape[1:]
+    fields = ", ".join(
+        f"{name}={value}" for name, value in config.model.items() if name != "name"
+    )
+    device = jax.devices()[0]
+    print(f"model    {config.model.name} ({fields})")
+    print(
+        f"         {count_parameters(model, shape):,} parameters, "
+        f"{count_macs(model, shape):,} multiply-accumulates an image"
+    )
+    print(
+        f"data     {config.dataset}: {len(train_set.labels):,} training and "
+        f"{len(test_set.labels):,} test images of {'x'.join(map(str, shape))}"
+    )
+    print(
+        f"devices  {jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"batch {config.batch_size}, matmul precision {config.matmul_precision}"
+    )
+    print(f"workdir  {workdir}", flush=True)
+
+
+def _print_result(lines, checkpoints, workdir, step):
+    evaluated = [line for line in lines if "test_accuracy" in line]
+    if evaluated:
+        best = max(evaluated, key=lambda line: line["test_accuracy"])
+        for name, line in (("best", best), ("last", evaluated[-1])):
+            print(
+                f"{name} test accuracy {line['test_accuracy']:.2%} in epoch "
+                f"{line['epoch']}: {checkpoints.path(line['step'])}"
+            )
+    print(f"curves: {workdir / 'curves.png'}")

@@ -1,0 +1,35 @@
+"""Trains a network.
+
+    python train.py
+    python train.py --config=configs/lrunet.py:cifar10 --config.model.layer_reuse=14
+
+Started again with the same --workdir, it goes on where it was.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from lrunet_jax.command import run
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/digits.py", "Configuration, FILE.py or FILE.py:ARGUMENT."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Directory of the run. By default runs/DATASET-MODEL."
+)
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", "", "Directory of TFDS. By default TFDS_DATA_DIR."
+)
+
+
+def main() -> None:
+    """Runs what the flags say."""
+    from lrunet_jax.training import train_and_evaluate  # only once the flags are good
+
+    config = CONFIG.value
+    workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
+    train_and_evaluate(config, workdir, DATA_DIR.value)
+
+
+if __name__ == "__main__":
+    run(main)
