@@ -152,6 +152,7 @@ def _arrays(state):
         "params": state.params,
         "batch_stats": state.batch_stats,
         "opt_state": state.opt_state,
+        "epoch": state.epoch,
         "metrics": state.metrics,
     }
 

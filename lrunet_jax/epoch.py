@@ -45,18 +45,14 @@ class EpochLoop:
             for batches in self._batches(epoch=0)
         ]
 
-    def run(self, state: TrainState, epoch: int) -> Iterator[TrainState]:
-        """What is left of an epoch: yields the state after every device call.
-
-        The state's step says how far the epoch is.
-        """
-        full, tail = self._batches(epoch)
-        first = epoch * (len(full) + len(tail))
-        step = int(state.step) - first
+    def run(self, state: TrainState) -> Iterator[TrainState]:
+        """What is left of the state's epoch: yields the state after every call."""
+        full, tail = self._batches(int(state.epoch))
+        step = int(state.metrics.count) // self._batch_size
         for program, batches, offset in zip(
             self._programs, (full, tail), (0, len(full)), strict=True
         ):
-            while step - offset < len(batches):
+            while step < offset + len(batches):
                 start = step - offset
                 stop = min(start + self._steps_a_call, len(batches))
                 began = time.perf_counter()

@@ -44,10 +44,22 @@ class Metrics(struct.PyTreeNode):
 
 
 class TrainState(train_state.TrainState):
-    """Flax's state with batch statistics and the epoch's metrics so far."""
+    """Flax's state with batch statistics and the place in the data.
+
+    Attributes:
+      epoch: int32, epochs that are complete.
+      metrics: of the epoch in progress; its count says how far that is.
+    """
 
     batch_stats: Any
+    epoch: jax.Array
     metrics: Metrics
+
+    def next_epoch(self) -> "TrainState":
+        """The state at the start of the epoch after this."""
+        return self.replace(
+            epoch=self.epoch + 1, metrics=jax.tree.map(jnp.zeros_like, self.metrics)
+        )
 
 
 def create_train_state(
@@ -59,7 +71,11 @@ def create_train_state(
     """A fresh state of `model` for images (H, W, channels)."""
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
     return TrainState.create(
-        apply_fn=model.apply, tx=tx, metrics=Metrics.zero(), **variables
+        apply_fn=model.apply,
+        tx=tx,
+        epoch=jnp.zeros((), jnp.int32),
+        metrics=Metrics.zero(),
+        **variables,
     )
 
 

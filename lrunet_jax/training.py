@@ -75,11 +75,14 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
 
     num_images, *image_shape = train_set.images.shape
     steps_per_epoch = data.steps_per_epoch(num_images, config.batch_size)
-    schedule = create_schedule(config, steps_per_epoch)
-    tx = create_optimizer(config, schedule)
+    tx = create_optimizer(config, create_schedule(config, steps_per_epoch))
     state = create_train_state(model, tx, jax.random.key(config.seed), image_shape)
-    state = jax.device_put(state, replicated)
-    state = _resume(checkpoints, state, config, workdir, num_images)
+    state = _resume(checkpoints, jax.device_put(state, replicated), config, workdir)
+    # More or fewer than the epochs make, if the run began with another batch size.
+    steps = int(state.epoch) * steps_per_epoch
+    steps += int(state.metrics.count) // config.batch_size
+    schedule = create_schedule(config, steps_per_epoch, int(state.step) - steps)
+    state = state.replace(tx=create_optimizer(config, schedule))
     log = MetricsLog(workdir, int(state.step))
     write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -90,13 +93,13 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     evaluate = make_eval_call(mesh).lower(state, test_set, test_batches).compile()
     print(f"compiled in {duration(time.monotonic() - began)}", flush=True)
 
-    for epoch in range(int(state.step) // steps_per_epoch, config.epochs):
-        progress = Progress(epoch + 1, config.epochs, state.metrics, num_images)
+    for epoch in range(int(state.epoch) + 1, config.epochs + 1):
+        progress = Progress(epoch, config.epochs, state.metrics, num_images)
         test = None
-        for state in loop.run(state, epoch):
+        for state in loop.run(state):
             _require_finite(state, checkpoints)
             progress.update(state.metrics)
-            if int(state.metrics.count) == num_images:
+            if int(state.metrics.count) >= num_images:
                 continue
             if stop_requested():
                 break
@@ -105,17 +108,17 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
         else:  # the epoch is complete
             line = {
                 "step": int(state.step),
-                "epoch": epoch + 1,
+                "epoch": epoch,
                 **_named("train", state.metrics),
                 "learning_rate": float(schedule(state.step - 1)),
                 "images_per_second": progress.images_per_second,
             }
-            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            if epoch % config.eval_every == 0 or epoch == config.epochs:
                 test = _named("test", evaluate(state, test_set, test_batches))
             log.append(line | (test or {}))
             progress.close()
             print_epoch(log.lines[-1], config.epochs)
-            state = state.replace(metrics=jax.device_put(Metrics.zero(), replicated))
+            state = jax.device_put(state.next_epoch(), replicated)
         progress.close()
         checkpoints.save(state, config.to_dict(), test)
         if stop_requested():
@@ -145,7 +148,7 @@ def _open_workdir(workdir, config):
     return path
 
 
-def _resume(checkpoints, state, config, workdir, num_images):
+def _resume(checkpoints, state, config, workdir):
     """The latest checkpoint's state, or `state` itself where there is none."""
     restored = checkpoints.restore_latest(state)
     if restored is None:
@@ -153,18 +156,9 @@ def _resume(checkpoints, state, config, workdir, num_images):
     state, stored = restored
     changed = changes(stored, config)
     require_same_run(changed, str(workdir))
-    old = data.steps_per_epoch(num_images, stored["batch_size"])
-    new = data.steps_per_epoch(num_images, config.batch_size)
-    print(f"resumed at step {int(state.step):,}, in epoch {int(state.step) // old + 1}")
+    print(f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}")
     for field, (before, after) in changed.items():
-        print(f"  {field}: {before!r} -> {after!r}")
-    if old != new:
-        # The same place in the same epoch, in steps of the new size.
-        epoch, steps = divmod(int(state.step), old)
-        step = epoch * new + steps * stored["batch_size"] // config.batch_size
-        step = jnp.full_like(state.step, step)
-        opt_state = optax.tree_utils.tree_set(state.opt_state, count=step)
-        state = state.replace(step=step, opt_state=opt_state)
+        print(f"         {field}: {before!r} -> {after!r}")
     return state
 
 
