@@ -17,14 +17,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
       InputError: for an unknown name or attribute, or a value that the model refuses.
     """
-    require_known("model.name", name, _MODELS)
-    model = _MODELS[name]
-    fields = {field.name: field.type for field in dataclasses.fields(model)}
-    del fields["parent"], fields["name"]
     for key in kwargs:
-        require_known(f"a field of model {name!r}", key, fields)
+        require_known(f"a field of model {name!r}", key, model_fields(name))
     try:
-        return model(**kwargs)
+        return _MODELS[name](**kwargs)
     except InputError as error:
         raise InputError(f"model.{error}") from None
 
@@ -32,3 +28,18 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
     return sorted(_MODELS)
+
+
+def model_fields(name: str) -> dict[str, Any]:
+    """The attributes of the model `name`, with their defaults.
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    require_known("model.name", name, _MODELS)
+    fields = dataclasses.fields(_MODELS[name])
+    return {
+        field.name: field.default
+        for field in fields
+        if field.name not in ("parent", "name")
+    }

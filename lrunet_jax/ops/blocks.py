@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-BLOCK_BYTES = 1 << 19  # half of a core's second-level cache
+BLOCK_BYTES = 1 << 19
 
 
 def block_count(channels: int, bytes_per_channel: int) -> int:

@@ -181,7 +181,6 @@ def _mapped_backward(residuals, gradients):
         folded = w.pw * (w.dw_scale * dw_rsqrt)
         z = mix(folded.astype(x.dtype), y)
         z = (z - per_channel(moments.mean)) * per_channel(pw_rsqrt)
-        y = y - per_channel(dw_moments.mean)
         # ReLU and second norm.
         out = x_group + z * per_channel(w.pw_scale) + per_channel(w.pw_bias)
         grad_out = jnp.where(out > 0, grad_out, 0)
@@ -189,11 +188,15 @@ def _mapped_backward(residuals, gradients):
         grad_z = grad_out - per_channel(mean_grad) - z * per_channel(mean_grad_z)
         grad_z = (grad_z * per_channel(w.pw_scale * pw_rsqrt)).astype(x.dtype)
         # Pointwise and first norm.
+        # The sum of grad_z is 0, so y need not be centred. Two dimensions each: with
+        # four, XLA copies y transposed.
         grad_folded = grad_z.reshape(len(grad_z), -1) @ y.reshape(len(y), -1).T
         grad_pw = grad_folded * (w.dw_scale * dw_rsqrt)
         grad_dw_scale = jnp.sum(grad_folded * w.pw, axis=0) * dw_rsqrt
         along_y = w.dw_scale * jnp.square(dw_rsqrt) * grad_dw_scale / x[0].size
-        grad_y = mix(folded.T.astype(x.dtype), grad_z) - y * per_channel(along_y)
+        grad_y = mix(folded.T.astype(x.dtype), grad_z) - per_channel(along_y) * (
+            y - per_channel(dw_moments.mean)
+        )
         # Depthwise and residual.
         grad_y = grad_y.reshape(x_group.shape[0], 2, *grad_y.shape[1:])
         grad_x, grad_dw = map_blocks(_input_gradients, x_group, w.dw, grad_y, grad_out)
@@ -234,8 +237,8 @@ def _shuffled_group(x, index):
     """Group `index` of the channels of `shuffle(x)`."""
     size = x.shape[0] // GROUPS // 2
     halves = split(x, 2)
-    first, second = lax.dynamic_slice_in_dim(halves, index * size, size, axis=1)
-    return merge(jnp.stack([second, first], axis=1))
+    group = lax.dynamic_slice_in_dim(halves, index * size, size, axis=1)
+    return merge(jnp.swapaxes(group[::-1], 0, 1))
 
 
 def _by_group(weights):
