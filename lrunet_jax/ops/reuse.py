@@ -106,8 +106,7 @@ def reuse_eval(
 
 def shuffle(x: jax.Array) -> jax.Array:
     """Swaps the halves of the channels, then interleaves them."""
-    first, second = split(x, 2)
-    return merge(jnp.stack([second, first], axis=1))
+    return _interleave(split(x, 2))
 
 
 def unshuffle(x: jax.Array) -> jax.Array:
@@ -236,9 +235,14 @@ def _input_gradients(x, kernels, grad, grad_residual):
 def _shuffled_group(x, index):
     """Group `index` of the channels of `shuffle(x)`."""
     size = x.shape[0] // GROUPS // 2
-    halves = split(x, 2)
-    group = lax.dynamic_slice_in_dim(halves, index * size, size, axis=1)
-    return merge(jnp.swapaxes(group[::-1], 0, 1))
+    return _interleave(
+        lax.dynamic_slice_in_dim(split(x, 2), index * size, size, axis=1)
+    )
+
+
+def _interleave(halves):
+    # Reversed and transposed: a concatenation took 14 % of a training step more.
+    return merge(jnp.swapaxes(halves[::-1], 0, 1))
 
 
 def _by_group(weights):
