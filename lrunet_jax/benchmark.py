@@ -22,6 +22,7 @@ from jax.sharding import AxisType
 
 from lrunet_jax import data
 from lrunet_jax.command import run
+from lrunet_jax.epoch import steps_per_call
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
@@ -30,10 +31,13 @@ from lrunet_jax.state import TrainState, create_train_state
 from lrunet_jax.steps import data_shardings, make_train_call
 
 IMAGE_SHAPE = (32, 32, 3)
+MAX_STEPS = 1000  # in a device call; an epoch has no more by far
 
 
 def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
-    """Medians over `steps` of a training step and of inference, in seconds.
+    """Medians, over `steps` device calls each, of a training step and of inference.
+
+    A device call for training makes as many steps as one of `train.py` makes.
 
     Returns:
       `step_seconds`, `inference_seconds`, `compile_seconds` and `temp_bytes` (of the
@@ -47,7 +51,7 @@ def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
     augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
 
     began = time.perf_counter()
-    batches = np.arange(batch_size, dtype=np.int32)[np.newaxis]
+    batches = np.tile(np.arange(batch_size, dtype=np.int32), (MAX_STEPS, 1))
     call = make_train_call(augment, mesh)
     program = call.lower(state, split, batches, 0, 1, key).compile()
     compile_seconds = time.perf_counter() - began
@@ -57,13 +61,15 @@ def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
     inference = jax.jit(model.apply)
     inference_seconds = _median_seconds(lambda: inference(variables, images), steps)
 
-    def step():
+    def train(count):
         nonlocal state
-        state = program(state, split, batches, 0, 1, key)
+        state = program(state, split, batches, 0, count, key)
         return state.step
 
+    once = _median_seconds(lambda: train(1), 1)
+    count = min(steps_per_call(once), MAX_STEPS)
     return {
-        "step_seconds": _median_seconds(step, steps),
+        "step_seconds": _median_seconds(lambda: train(count), steps) / count,
         "inference_seconds": inference_seconds,
         "compile_seconds": compile_seconds,
         "temp_bytes": program.memory_analysis().temp_size_in_bytes,
@@ -71,13 +77,13 @@ def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
 
 
 def _median_seconds(function: Callable[[], jax.Array], times: int) -> float:
-    """Of `times` calls, after two that are not counted."""
+    """Of `times` calls, after one that is not counted."""
     seconds = []
-    for _ in range(times + 2):
+    for _ in range(times + 1):
         began = time.perf_counter()
         jax.block_until_ready(function())
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:])
+    return statistics.median(seconds[1:])
 
 
 def _state(model: nn.Module) -> TrainState:
@@ -99,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="lrunet", choices=list_models())
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=5, help="counted, of each kind")
+    parser.add_argument("--steps", type=int, default=5, help="device calls counted")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     known, _ = parser.parse_known_args()
     fields = model_fields(known.model)
