@@ -6,25 +6,32 @@
 Started again with the same --workdir, it goes on where it was.
 """
 
+import pathlib
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
-from lrunet_jax.command import run
+from lrunet_jax.command import parse_flags, run
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/digits.py", "Configuration, FILE.py or FILE.py:ARGUMENT."
+    "config",
+    help_string="FILE.py or FILE.py:ARGUMENT, by default configs/digits.py; "
+    "--config.FIELD=VALUE overrides.",
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Directory of the run. By default runs/DATASET-MODEL."
+    "workdir", "", "Directory of the run; by default runs/DATASET-MODEL."
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "Directory of TFDS. By default TFDS_DATA_DIR."
+    "data_dir", "", "Directory of TFDS; by default TFDS_DATA_DIR."
 )
 
 
 def main() -> None:
     """Runs what the flags say."""
-    from lrunet_jax.training import train_and_evaluate  # only once the flags are good
+    configs = pathlib.Path(__file__).with_name("configs")
+    parse_flags(sys.argv, default_config=str(configs / "digits.py"))
+    from lrunet_jax.training import train_and_evaluate  # once the flags are good
 
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"

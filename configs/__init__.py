@@ -1,0 +1,1 @@
+"""Plain configs; they import nothing of lrunet_jax."""

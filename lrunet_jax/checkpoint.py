@@ -88,7 +88,10 @@ class Checkpoints:
             except Exception as error:  # Orbax has many names for damage
                 reason = str(error).splitlines()[:1]
                 damaged.append(step)
-                print(f"checkpoint {step} can't be read: {error.__class__.__name__}", *reason)
+                print(
+                    f"checkpoint {step} can't be read: {error.__class__.__name__}",
+                    *reason,
+                )
             else:
                 self._set_aside(damaged)
                 return restored

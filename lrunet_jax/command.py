@@ -1,28 +1,80 @@
-"""Running a command: one clear line for a user's mistake."""
+"""Running a command: one clear line for a user's mistake, and the exit status."""
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from absl import logging
+from absl import app, flags, logging
 
 from lrunet_jax.errors import DivergedError, InputError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main` and exits.
+    """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for divergence.
 
-    The status is 0 when all went well, 2 for bad input and 1 for a run that diverged;
-    the latter two with one line on standard error.
+    The latter two end with one line on standard error.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
     try:
         main()
     except InputError as error:
-        _fail(str(error), status=2)
+        _fail(error, status=2)
     except DivergedError as error:
-        _fail(str(error), status=1)
+        _fail(error, status=1)
 
 
-def _fail(message, status):
-    print(f"error: {message}", file=sys.stderr)
+def parse_flags(argv: Sequence[str], default_config: str) -> None:
+    """Parses absl flags, among them a `config` of ml_collections.
+
+    Args:
+      argv: the command's, with its name.
+      default_config: for `config`, whose flag must not have a default of its own:
+        ml_collections would load it, and fail, while the flag is defined.
+
+    Raises:
+      InputError: for what absl and ml_collections raise in a dozen ways.
+    """
+    app.define_help_flags()
+    if not any(re.match("--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={default_config}", *argv[1:]]
+    try:
+        _, *rest = flags.FLAGS(argv)
+        flags.FLAGS.config.keys()  # a file that isn't there is noticed here
+    except flags.IllegalFlagValueError as error:
+        raise InputError(_bad_value(str(error))) from None
+    except flags.Error as error:
+        raise InputError(str(error)) from None
+    except OSError as error:
+        path = re.search(r"No such file or directory: '(.*)'", str(error))
+        reason = f"there is no file {path[1]}" if path else _last_line(str(error))
+        raise InputError(f"--config can't be read: {reason}") from None
+    except AttributeError as error:
+        # Of ml_collections: an unknown field, perhaps with the nearest name.
+        field = re.search(r"\w+", str(error))
+        near = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f" (did you mean {near[1]!r}?)" if near else ""
+        raise InputError(f"config has no field {field and field[0]!r}{hint}") from None
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
+
+
+def _bad_value(message):
+    """`config.batch_size is 'a'; it must be an int`, where that much is known."""
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
+    if not match:
+        return _last_line(message)
+    value: Any = flags.FLAGS["config"].value
+    for name in match[1].split("."):
+        value = value[name]
+    return f"{match[1]} is {match[2]!r}; it must be of type {type(value).__name__}"
+
+
+def _last_line(message):
+    """Without the traceback before it and the error's class."""
+    return re.sub(r"^\w+Error: ", "", message.strip().splitlines()[-1])
+
+
+def _fail(error, status):
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(status)

@@ -38,6 +38,15 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         "checkpoint_minutes",
     ):
         require(values[field] >= 0, field, values[field], "0 or more")
+    require(
+        all(
+            isinstance(epoch, int | float) and epoch >= 0
+            for epoch in config.decay_epochs
+        ),
+        "decay_epochs",
+        config.decay_epochs,
+        "numbers, 0 or more",
+    )
     require(0 <= config.momentum < 1, "momentum", config.momentum, "in [0, 1)")
     require(
         config.batch_size % num_devices == 0,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class EpochLoop:
         self._key = jax.device_put(jax.random.key(seed), data_shardings(mesh)[0])
         self._steps = 1
         call = make_train_call(augment, mesh)
-        self._programs = [
+        self._programs: list[Any] = [
             call.lower(state, train_set, batches, 0, 0, self._key).compile()
             if len(batches)
             else None

@@ -1,5 +1,6 @@
 """What a model costs: parameters and multiply-accumulates."""
 
+import functools
 import math
 
 import jax
@@ -24,8 +25,8 @@ def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     key = jax.random.key(0)
 
     def forward(variables):
-        options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
-        return model.apply(variables, image, **options)
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+        return apply(variables, image, rngs={"dropout": key})
 
     variables = jax.eval_shape(model.init, key, image)
     return _macs(jax.make_jaxpr(forward)(variables).jaxpr)

@@ -6,11 +6,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from etils import epath
 from jax.sharding import AxisType
 
@@ -18,13 +18,13 @@ from lrunet_jax import data
 from lrunet_jax.checkpoint import Checkpoints
 from lrunet_jax.config import changes, require_same_run, validate
 from lrunet_jax.epoch import EpochLoop
-from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.errors import DivergedError, InputError, require
 from lrunet_jax.metrics import MetricsLog, write_whole
 from lrunet_jax.models import create_model
 from lrunet_jax.optim import create_optimizer, create_schedule
 from lrunet_jax.plot import plot_curves
 from lrunet_jax.progress import Progress, duration, print_epoch
-from lrunet_jax.state import Metrics, TrainState, create_train_state
+from lrunet_jax.state import TrainState, create_train_state
 from lrunet_jax.steps import data_shardings, make_eval_call
 from lrunet_jax.summary import count_macs, count_parameters
 
@@ -52,9 +52,7 @@ def train_and_evaluate(
       DivergedError: when the loss or the weights are not finite any more.
     """
     validate(config, jax.device_count())
-    model = create_model(
-        num_classes=data.NUM_CLASSES[config.dataset], **config.model
-    )
+    model = create_model(num_classes=data.NUM_CLASSES[config.dataset], **config.model)
     path = _open_workdir(workdir, config)
     with (
         jax.default_matmul_precision(config.matmul_precision),
@@ -71,9 +69,12 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
         jax.device_put(data.load_split(config.dataset, split, data_dir), replicated)
         for split in ("train", "test")
     )
+    num_images, *image_shape = train_set.images.shape
+    room = min(image_shape[:2]) + 2 * config.augment.padding
+    size = config.augment.size
+    require(size <= room, "augment.size", size, f"at most {room}, with the padding")
     _print_header(config, workdir, model, train_set, test_set)
 
-    num_images, *image_shape = train_set.images.shape
     steps_per_epoch = data.steps_per_epoch(num_images, config.batch_size)
     tx = create_optimizer(config, create_schedule(config, steps_per_epoch))
     state = create_train_state(model, tx, jax.random.key(config.seed), image_shape)
@@ -96,7 +97,8 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     for epoch in range(int(state.epoch) + 1, config.epochs + 1):
         progress = Progress(epoch, config.epochs, state.metrics, num_images)
         test = None
-        for state in loop.run(state):
+        calls = loop.run(state)
+        for state in calls:
             _require_finite(state, checkpoints)
             progress.update(state.metrics)
             if int(state.metrics.count) >= num_images:
@@ -186,7 +188,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     A second one has its usual effect.
     """
     received = []
-    usual = {}
+    usual: dict[int, Any] = {}
 
     def note(number, _):
         received.append(number)
@@ -198,8 +200,8 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(received)
     finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        for changed, handler in usual.items():
+            signal.signal(changed, handler)
 
 
 def _named(split, metrics):

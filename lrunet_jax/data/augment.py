@@ -73,7 +73,8 @@ def transform(
     Args:
       images: (B, H, W, channels) uint8.
       transforms: of the B images.
-      size, padding: as for `make_augment`.
+      size: of the crop, in pixels.
+      padding: zeros around the image before the crop, in pixels.
 
     Returns:
       (B, size, size, channels) uint8.
@@ -86,10 +87,10 @@ def transform(
     x = jnp.where(per_image(transforms.flip), size - 1 - x, x)
     x0, y0, cosine, sine = map(per_image, transforms.rotation.T)
     x, y = (x0 + x * cosine + y * sine) >> 16, (y0 - x * sine + y * cosine) >> 16
-    inside = (0 <= x) & (x < size) & (0 <= y) & (y < size)
+    inside = (x >= 0) & (x < size) & (y >= 0) & (y < size)
     x += per_image(transforms.left) - padding
     y += per_image(transforms.top) - padding
-    inside &= (0 <= x) & (x < width) & (0 <= y) & (y < height)
+    inside &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
     pixels = jnp.where(inside, y * width + x, 0).reshape(batch, -1, 1)
     flat = images.reshape(batch, height * width, channels)
     taken = jnp.take_along_axis(flat, pixels, axis=1, mode="promise_in_bounds")

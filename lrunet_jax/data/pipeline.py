@@ -19,7 +19,7 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 
 def train_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """An epoch's full batches (n, batch_size), and the last, smaller one (0 or 1, r)."""
+    """An epoch's full batches (n, batch_size), and the smaller last one (0 or 1, r)."""
     full = len(order) // batch_size * batch_size
     tail = order[np.newaxis, full:]
     return order[:full].reshape(-1, batch_size), tail[: tail.size]
@@ -27,6 +27,8 @@ def train_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.nd
 
 def eval_batches(num_images: int, batch_size: int) -> np.ndarray:
     """Every image once, in order: (n, batch_size) int32, padded with -1."""
-    batches = np.full(steps_per_epoch(num_images, batch_size) * batch_size, -1, np.int32)
+    batches = np.full(
+        steps_per_epoch(num_images, batch_size) * batch_size, -1, np.int32
+    )
     batches[:num_images] = np.arange(num_images)
     return batches.reshape(-1, batch_size)

@@ -39,6 +39,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
         shape = (3, 3, x.shape[0], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         return ops.conv(x, kernel, stride=self.stride, lowering=self.lowering)
@@ -55,6 +56,7 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """(inputs, H, W, B) to (channels, H, W, B)."""
         inputs = x.shape[0]
         shape = (1, 1, inputs // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
@@ -74,6 +76,7 @@ class Kernel(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
+        """The array."""
         return self.param("kernel", self.kernel_init, self.shape)
 
 
@@ -89,6 +92,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9  # Flax's sense: how much of the running value is kept
 
     def setup(self) -> None:
+        """Parameters `scale` and `bias`; statistics `mean` and `var`."""
         shape = (self.channels,)
         self.scale = self.param("scale", nn.initializers.ones, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape)
@@ -96,6 +100,7 @@ class BatchNorm(nn.Module):
         self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x (channels, H, W, B) by the batch, or by what runs."""
         if not train:
             return ops.normalise(x, self.scale, self.bias, self.running())
         x, moments = ops.batch_norm(x, self.scale, self.bias)

@@ -114,6 +114,7 @@ class ReuseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(C, H, W, B) to the same."""
         channels = x.shape[0]
         dw = Kernel((3, 3, 1, 2 * channels), name="dw")()
         pw = Kernel((1, 1, 2 * channels // GROUPS, channels), name="pw")()
@@ -139,6 +140,7 @@ class ReuseIteration(nn.Module):
     def __call__(
         self, x: jax.Array, kernels: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
+        """(C, H, W, B) and the block's two kernels to the same, for `nn.scan`."""
         channels = x.shape[0]
         dw_norm = BatchNorm(2 * channels, name="dw_bn_list")
         pw_norm = BatchNorm(channels, name="pw_bn_list")

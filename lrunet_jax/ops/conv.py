@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops.lowering import resolve
-from lrunet_jax.ops.windows import windows
+from lrunet_jax.ops.windows import pad, windows
 
 
 def conv(
@@ -41,7 +41,7 @@ def convolve(
 
 def _mapped(x, kernel, stride):
     # One matrix product; the nine views are copied, which few channels can afford.
-    patches = jnp.stack(list(windows(x, stride)))
+    patches = jnp.stack(list(windows(pad(x), stride)))
     matrix = kernel.reshape(9, x.shape[0], -1).astype(x.dtype)
     return jnp.einsum("kio,kihwb->ohwb", matrix, patches)
 

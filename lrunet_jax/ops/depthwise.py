@@ -1,7 +1,8 @@
 """Depthwise 3x3 convolution with padding 1."""
 
 import functools
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import lax
 from lrunet_jax.ops.blocks import map_blocks
 from lrunet_jax.ops.conv import convolve
 from lrunet_jax.ops.lowering import resolve
-from lrunet_jax.ops.windows import windows
+from lrunet_jax.ops.windows import pad, windows
 
 _DENSE_BLOCK = 128  # channels; the width of a TPU's matrix unit
 
@@ -67,7 +68,11 @@ def _mapped_backward(stride, residuals, grad):
 
 _mapped.defvjp(_mapped_forward, _mapped_backward)
 
-_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _dense}
+_LOWERINGS: dict[str, Callable[..., jax.Array]] = {
+    "mapped": _mapped,
+    "xla": _xla,
+    "dense": _dense,
+}
 
 
 # --- The shifted sum, of one block of channels ------------------------------------
@@ -85,8 +90,7 @@ def by_position(kernels: jax.Array) -> jax.Array:
 
 def shifted_sum(x: jax.Array, kernels: jax.Array, *, stride: int = 1) -> jax.Array:
     """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
-    weights = _each_position(kernels)
-    total = sum(w * k for w, k in zip(windows(x[:, None], stride), weights))
+    total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
     return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
 
 
@@ -114,24 +118,21 @@ def _x_gradient(x, kernels, grad, stride):
     none = (0, 0, 0)
     zero = jnp.zeros((), grad.dtype)
     spread = lax.pad(grad, zero, [none, none, *low_high_interior, none])
-    total = 0
-    for m in range(kernels.shape[1]):
-        # The plane is sliced out first: an integer among slices is a gather, and
-        # made this sum four times slower.
-        plane = spread[:, m]
-        weights = _each_position(kernels[:, m, ::-1, ::-1])
-        shifts = _shifted(plane, *x.shape[1:3])
-        total += sum(w * k for w, k in zip(shifts, weights))
-    return total.astype(x.dtype)
+    # Each plane is sliced out first: an integer among slices is a gather, and made
+    # this sum four times slower.
+    planes = [spread[:, m] for m in range(kernels.shape[1])]
+    flipped = kernels[:, :, ::-1, ::-1]
+    sums = [_weighted_sum(windows(p), flipped[:, m]) for m, p in enumerate(planes)]
+    return functools.reduce(operator.add, sums).astype(x.dtype)
 
 
 def _kernel_gradient(x, grad, stride):
     # All nine sums in one pass: separate reductions take seven times as long.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     grad = grad.astype(dtype)
-    products = tuple(w * grad for w in windows(x.astype(dtype)[:, None], stride))
+    views = windows(pad(x.astype(dtype)[:, None]), stride)
     zeros = (jnp.zeros((), dtype),) * 9
-    sums = lax.reduce(products, zeros, _add, (2, 3, 4))
+    sums = lax.reduce(tuple(view * grad for view in views), zeros, _add, (2, 3, 4))
     return jnp.stack(sums, -1).reshape(*grad.shape[:2], 3, 3)
 
 
@@ -139,14 +140,11 @@ def _add(a, b):
     return tuple(p + q for p, q in zip(a, b, strict=True))
 
 
-def _shifted(padded, height, width) -> Iterator[jax.Array]:
-    for i in range(3):
-        for j in range(3):
-            yield padded[..., i : i + height, j : j + width, :]
-
-
-def _each_position(kernels) -> Iterator[jax.Array]:
-    """(..., 3, 3) -> nine of (..., 1, 1, 1), to multiply (..., H, W, B)."""
-    for i in range(3):
-        for j in range(3):
-            yield kernels[..., i, j][..., None, None, None]
+def _weighted_sum(views, kernels):
+    """Of nine views (..., H, W, B), each times its place in kernels (..., 3, 3)."""
+    places = ((i, j) for i in range(3) for j in range(3))
+    products = (
+        view * kernels[..., i, j][..., None, None, None]
+        for view, (i, j) in zip(views, places, strict=True)
+    )
+    return functools.reduce(operator.add, products)

@@ -57,7 +57,7 @@ def _pool_axis_backward(axis, residuals, grad):
     size = x.shape[axis]
     zero = jnp.zeros((), grad.dtype)
     taken = jnp.zeros(out.shape, bool)
-    total = 0
+    total = jnp.zeros_like(x)
     for shift, view in enumerate(_views(x, axis)):
         first = (view == out) & ~taken
         taken |= first

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def windows(x: jax.Array, stride: int = 1) -> Iterator[jax.Array]:
-    """Views (..., ceil(H / stride), ceil(W / stride), B) of x (..., H, W, B).
+def pad(x: jax.Array) -> jax.Array:
+    """(..., H, W, B) -> (..., H + 2, W + 2, B), zero around the image."""
+    return jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (1, 1), (1, 1), (0, 0)))
 
-    Row by row of the kernel. x is zero outside.
-    """
-    height, width = x.shape[-3:-1]
-    padded = jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (1, 1), (1, 1), (0, 0)))
+
+def windows(padded: jax.Array, stride: int = 1) -> Iterator[jax.Array]:
+    """Views (..., ceil(H / stride), ceil(W / stride), B), row by row of the kernel."""
+    height, width = (size - 2 for size in padded.shape[-3:-1])
     for i in range(3):
         for j in range(3):
             yield padded[..., i : i + height : stride, j : j + width : stride, :]
