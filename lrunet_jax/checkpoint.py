@@ -119,13 +119,6 @@ class Checkpoints:
         )
         return state.replace(**restored["state"]), restored["config"]
 
-    def best(self) -> tuple[int, float] | None:
-        """Step and test accuracy of the best checkpoint; None before an evaluation."""
-        step = self._manager.best_step()
-        if step is None or not (metrics := self._manager.metrics(step)):
-            return None
-        return step, _accuracy(metrics)
-
     def seconds_since_save(self) -> float:
         """Since the last checkpoint was begun, or this object was made."""
         return time.monotonic() - self._saved_at

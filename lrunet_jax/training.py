@@ -87,14 +87,18 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     log = MetricsLog(workdir, int(state.step))
     write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
-    began = time.monotonic()
-    augment = data.make_augment(**config.augment)
-    loop = EpochLoop(state, train_set, augment, mesh, config.batch_size, config.seed)
-    test_batches = data.eval_batches(len(test_set.labels), config.batch_size)
-    evaluate = make_eval_call(mesh).lower(state, test_set, test_batches).compile()
-    print(f"compiled in {duration(time.monotonic() - began)}", flush=True)
+    if int(state.epoch) < config.epochs:
+        began = time.monotonic()
+        augment = data.make_augment(**config.augment)
+        loop = EpochLoop(
+            state, train_set, augment, mesh, config.batch_size, config.seed
+        )
+        batches = data.eval_batches(len(test_set.labels), config.batch_size)
+        evaluate = make_eval_call(mesh).lower(state, test_set, batches).compile()
+        print(f"compiled in {duration(time.monotonic() - began)}", flush=True)
 
-    for epoch in range(int(state.epoch) + 1, config.epochs + 1):
+    while int(state.epoch) < config.epochs and not stop_requested():
+        epoch = int(state.epoch) + 1
         progress = Progress(epoch, config.epochs, state.metrics, num_images)
         test = None
         calls = loop.run(state)
@@ -116,19 +120,17 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
                 "images_per_second": progress.images_per_second,
             }
             if epoch % config.eval_every == 0 or epoch == config.epochs:
-                test = _named("test", evaluate(state, test_set, test_batches))
+                test = _named("test", evaluate(state, test_set, batches))
             log.append(line | (test or {}))
             progress.close()
             print_epoch(log.lines[-1], config.epochs)
             state = jax.device_put(state.next_epoch(), replicated)
         progress.close()
         checkpoints.save(state, config.to_dict(), test)
-        if stop_requested():
-            break
 
     log.close()
     plot_curves(log.lines, workdir / "curves.png")
-    _print_result(log.lines, checkpoints, workdir, int(state.step))
+    _print_result(config, state, log.lines, checkpoints, workdir)
     return state
 
 
@@ -230,13 +232,21 @@ def _print_header(config, workdir, model, train_set, test_set):
     print(f"workdir  {workdir}", flush=True)
 
 
-def _print_result(lines, checkpoints, workdir, step):
+def _print_result(config, state, lines, checkpoints, workdir):
     evaluated = [line for line in lines if "test_accuracy" in line]
     if evaluated:
-        best = max(evaluated, key=lambda line: line["test_accuracy"])
+        # Of equals the latest: that is the one whose checkpoint is kept.
+        best = max(evaluated, key=lambda line: (line["test_accuracy"], line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
-                f"{name} test accuracy {line['test_accuracy']:.2%} in epoch "
+                f"{name} test accuracy {line['test_accuracy']:.2%}, epoch "
                 f"{line['epoch']}: {checkpoints.path(line['step'])}"
             )
-    print(f"curves: {workdir / 'curves.png'}")
+    print(f"curves {workdir / 'curves.png'}")
+    if int(state.epoch) < config.epochs:
+        print(
+            f"stopped by a signal at step {int(state.step):,}, in epoch "
+            f"{int(state.epoch) + 1} of {config.epochs}; the same command goes on"
+        )
+    else:
+        print(f"complete: {config.epochs} epochs; more with --config.epochs")

@@ -1,0 +1,220 @@
+"""Every lowering of every operator against XLA's own, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from lrunet_jax import ops
+from lrunet_jax.errors import InputError
+
+# Sums of at most a few thousand products of float64, 2e-16 each.
+TOLERANCE = 1e-12
+
+lowerings = st.sampled_from(ops.LOWERINGS)
+sizes = st.integers(1, 9)
+batches = st.sampled_from([1, 2, 5])
+strides = st.sampled_from([1, 2])
+seeds = st.integers(0, 1000)
+examples = settings(max_examples=25, deadline=None)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def reference_conv(x, kernel, stride, groups):
+    """`lax.conv_general_dilated` as Flax would call it, in NHWC."""
+    pad = kernel.shape[0] // 2
+    out = lax.conv_general_dilated(
+        jnp.transpose(x, (3, 1, 2, 0)),
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return jnp.transpose(out, (3, 1, 2, 0))
+
+
+def assert_same(function, reference, *args):
+    """Values and gradients to all arguments agree."""
+    out, vjp = jax.vjp(function, *args)
+    expected, reference_vjp = jax.vjp(reference, *args)
+    assert out.shape == expected.shape
+    assert out.dtype == expected.dtype == jnp.float64
+    cotangent = normal(7, *out.shape)
+    found = (out, *vjp(cotangent))
+    wanted = (expected, *reference_vjp(cotangent))
+    for a, b in zip(found, wanted, strict=True):
+        scale = max(1e-300, float(jnp.max(jnp.abs(b))))
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
+
+
+@examples
+@given(
+    lowering=lowerings,
+    channels=st.sampled_from([1, 2, 3, 8]),
+    multiplier=st.sampled_from([1, 2, 3]),
+    height=sizes,
+    width=sizes,
+    batch=batches,
+    stride=strides,
+    seed=seeds,
+)
+def test_depthwise_is_a_grouped_convolution(
+    lowering, channels, multiplier, height, width, batch, stride, seed
+):
+    x = normal(seed, channels, height, width, batch)
+    kernel = normal(seed + 1, 3, 3, 1, channels * multiplier)
+    assert_same(
+        lambda x, k: ops.depthwise(x, k, stride=stride, lowering=lowering),
+        lambda x, k: reference_conv(x, k, stride, channels),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_depthwise_in_many_blocks_of_channels(lowering):
+    # 256 channels: two dense blocks, and mapped ones of a few channels each.
+    x, kernel = normal(0, 256, 8, 8, 40), normal(1, 3, 3, 1, 512)
+    assert_same(
+        lambda x, k: ops.depthwise(x, k, lowering=lowering),
+        lambda x, k: reference_conv(x, k, 1, 256),
+        x[:, :, :, :2] if lowering != "mapped" else x[:, :4, :4],
+        kernel,
+    )
+
+
+@examples
+@given(
+    lowering=lowerings,
+    groups=st.sampled_from([1, 2, 3, 8]),
+    inputs=st.integers(1, 4),
+    outputs=st.integers(1, 4),
+    height=sizes,
+    batch=batches,
+    seed=seeds,
+)
+def test_pointwise_is_a_grouped_1x1_convolution(
+    lowering, groups, inputs, outputs, height, batch, seed
+):
+    x = normal(seed, groups * inputs, height, 3, batch)
+    kernel = normal(seed + 1, 1, 1, inputs, groups * outputs)
+    assert_same(
+        lambda x, k: ops.pointwise(x, k, groups=groups, lowering=lowering),
+        lambda x, k: reference_conv(x, k, 1, groups),
+        x,
+        kernel,
+    )
+
+
+@examples
+@given(
+    lowering=lowerings,
+    inputs=st.sampled_from([1, 3]),
+    height=sizes,
+    width=sizes,
+    batch=batches,
+    stride=strides,
+    seed=seeds,
+)
+def test_conv_is_a_dense_3x3_convolution(
+    lowering, inputs, height, width, batch, stride, seed
+):
+    x = normal(seed, inputs, height, width, batch)
+    kernel = normal(seed + 1, 3, 3, inputs, 5)
+    assert_same(
+        lambda x, k: ops.conv(x, k, stride=stride, lowering=lowering),
+        lambda x, k: reference_conv(x, k, stride, 1),
+        x,
+        kernel,
+    )
+
+
+@examples
+@given(
+    lowering=lowerings,
+    channels=st.sampled_from([1, 3]),
+    height=sizes,
+    width=sizes,
+    batch=batches,
+    seed=seeds,
+    levels=st.sampled_from([2, 1000]),
+)
+def test_max_pool_gives_the_gradient_to_the_first_maximum(
+    lowering, channels, height, width, batch, seed, levels
+):
+    # Few levels make many ties.
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.integers(0, levels, (channels, height, width, batch)), float)
+    cotangent = normal(seed, channels, -(-height // 2), -(-width // 2), batch)
+    out, vjp = jax.vjp(lambda x: ops.max_pool(x, lowering=lowering), x)
+    expected, expected_grad = pool_by_hand(np.asarray(x), np.asarray(cotangent))
+    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_allclose(vjp(cotangent)[0], expected_grad, rtol=0, atol=1e-12)
+
+
+def pool_by_hand(x, cotangent):
+    """3x3, stride 2, padding 1, window by window: row by row, the first maximum."""
+    out, grad = np.zeros(cotangent.shape), np.zeros(x.shape)
+    for c, i, j, b in np.ndindex(*cotangent.shape):
+        rows = range(max(0, 2 * i - 1), min(x.shape[1], 2 * i + 2))
+        columns = range(max(0, 2 * j - 1), min(x.shape[2], 2 * j + 2))
+        best = max(((r, s) for r in rows for s in columns), key=lambda p: x[c, *p, b])
+        out[c, i, j, b] = x[c, *best, b]
+        grad[c, *best, b] += cotangent[c, i, j, b]
+    return out, grad
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_batch_norm_is_its_formula(mean):
+    x, scale, bias = normal(0, 6, 5, 4, 3) + mean, normal(1, 6), normal(2, 6)
+    out, moments = ops.batch_norm(x, scale, bias)
+    flat = np.asarray(x).reshape(6, -1)
+    np.testing.assert_allclose(moments.mean, flat.mean(1), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(moments.variance, flat.var(1), rtol=1e-13)
+    expected = (flat - flat.mean(1)[:, None]) / np.sqrt(flat.var(1) + 1e-5)[:, None]
+    expected = expected * np.asarray(scale)[:, None] + np.asarray(bias)[:, None]
+    np.testing.assert_allclose(out.reshape(6, -1), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
+    rng = np.random.default_rng(0)
+    x = rng.normal(100, 1, (4, 16, 16, 64))
+    scale, bias = np.ones(4), np.zeros(4)
+    exact, _ = ops.batch_norm(*map(jnp.asarray, (x, scale, bias)))
+    single = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias)]
+    out, moments = ops.batch_norm(*single)
+    assert out.dtype == moments.variance.dtype == jnp.float32
+    # 1e-4 of a standard deviation: float32 itself places the pixels to 8e-6.
+    np.testing.assert_allclose(out, exact, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(moments.variance, x.var((1, 2, 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_bfloat16_goes_in_and_out(lowering):
+    x = jnp.ones((8, 4, 4, 2), jnp.bfloat16)
+    dw = ops.depthwise(x, jnp.ones((3, 3, 1, 16), jnp.float32), lowering=lowering)
+    pw = ops.pointwise(dw, jnp.ones((1, 1, 2, 8), jnp.float32), groups=8)
+    assert dw.dtype == pw.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pw[:, 1, 1], 18)
+
+
+def test_an_unknown_lowering_is_refused():
+    with pytest.raises(InputError, match="'fast'.*auto, dense, mapped, xla"):
+        ops.depthwise(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fast")
+
+
+def test_unshuffle_undoes_shuffle():
+    x = normal(0, 16, 2, 2, 1)
+    np.testing.assert_array_equal(ops.unshuffle(ops.shuffle(x)), x)
+    # Swapped halves, interleaved: 0..7 becomes 4 0 5 1 6 2 7 3.
+    order = ops.shuffle(jnp.arange(8.0).reshape(8, 1, 1, 1)).ravel()
+    np.testing.assert_array_equal(order, [4, 0, 5, 1, 6, 2, 7, 3])
