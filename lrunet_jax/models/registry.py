@@ -17,8 +17,9 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     Raises:
       InputError: for an unknown name or attribute, or a value that the model refuses.
     """
+    fields = model_fields(name)
     for key in kwargs:
-        require_known(f"a field of model {name!r}", key, model_fields(name))
+        require_known(f"a field of model {name!r}", key, fields)
     try:
         return _MODELS[name](**kwargs)
     except InputError as error:

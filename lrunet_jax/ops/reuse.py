@@ -65,7 +65,7 @@ def reuse_train(
       gradient.
     """
     lowering = resolve(lowering)
-    if lowering == "mapped":
+    if _is_grouped(x, lowering):
         return _mapped_train(x, weights)
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
@@ -96,12 +96,17 @@ def reuse_eval(
     shift = merge(jnp.einsum("goi,gi->go", matrices, dw_bias)) - pw_moments.mean
     bias = weights.pw_bias + pw_factor * shift
     matrices *= split(dw_factor, GROUPS)[:, None] * split(pw_factor, GROUPS)[..., None]
-    if lowering == "mapped":
+    if _is_grouped(x, lowering):
         return _mapped_eval(x, weights.dw, matrices, bias)
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
     y = pointwise(y, by_input(matrices), groups=GROUPS, lowering=lowering)
     return jax.nn.relu(x + y + per_channel(bias)).astype(x.dtype)
+
+
+def _is_grouped(x, lowering):
+    # A group of an odd size is not made of equal parts of the two halves.
+    return lowering == "mapped" and x.shape[0] % (2 * GROUPS) == 0
 
 
 def shuffle(x: jax.Array) -> jax.Array:

@@ -1,0 +1,158 @@
+"""Data sets, augmentation and the order of images."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lrunet_jax import data
+from lrunet_jax.data.augment import Transforms, fixed_point_rotations, transform
+from lrunet_jax.errors import InputError
+
+
+def test_digits_are_whole_and_the_same_every_time():
+    train, test = (data.load_split("digits", split) for split in ("train", "test"))
+    assert train.images.shape == (1437, 32, 32, 1)
+    assert test.images.shape == (360, 32, 32, 1)
+    assert train.images.dtype == test.images.dtype == np.uint8
+    assert train.labels.dtype == np.int32
+    # The UCI file's count of each digit.
+    counts = np.bincount(np.concatenate([train.labels, test.labels]))
+    np.testing.assert_array_equal(
+        counts, [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    )
+    assert train.images.max() == 255
+
+
+def test_real_test_sets_are_read_without_tensorflow(shared):
+    split = data.load_split("fashion_mnist", "test", str(shared / "tfds"))
+    assert split.images.shape == (10_000, 28, 28, 1)
+    assert split.images.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(split.labels), [1000] * 10)
+    split = data.load_split("cifar100", "test", str(shared / "tfds"))
+    assert split.images.shape == (10_000, 32, 32, 3)
+    np.testing.assert_array_equal(np.bincount(split.labels), [100] * 100)
+
+
+def test_the_directory_may_come_from_the_environment(shared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(shared / "tfds"))
+    assert len(data.load_split("cifar10", "test").labels) == 10_000
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(InputError, match="did you mean 'cifar10'"):
+        data.load_split("cifar1", "train")
+
+
+def test_a_directory_without_the_set_says_how_to_prepare_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"lacks cifar10.*lrunet_jax\[prepare\]"):
+        data.load_split("cifar10", "train", str(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_directory_without_the_split_says_so(shared):
+    with pytest.raises(InputError, match="cifar10 has no split 'train'"):
+        data.load_split("cifar10", "train", str(shared / "tfds"))
+
+
+def test_tfrecords_without_tensorflow_say_what_is_needed(shared, tmp_path, monkeypatch):
+    source, target = (p / "cifar10" / "3.0.2" for p in (shared / "tfds", tmp_path))
+    target.mkdir(parents=True)
+    for path in source.glob("*.[jt]*"):
+        if "array_record" not in path.name:
+            shutil.copyfile(path, target / path.name)
+    info = json.loads((target / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    (target / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"tfrecord form, which needs TensorFlow"):
+        data.load_split("cifar10", "test", str(tmp_path))
+
+
+def test_augmentation_gives_the_original_s_pixels(shared):
+    golden = np.load(shared / "golden" / "augment.npz")
+    transforms = Transforms(
+        golden["top"],
+        golden["left"],
+        fixed_point_rotations(golden["angle"], 32),
+        golden["flip"].astype(bool),
+    )
+    found = jax.jit(lambda x, t: transform(x, t, size=32, padding=4))(
+        golden["input"], transforms
+    )
+    np.testing.assert_array_equal(found, golden["output"])
+
+
+def test_fashion_mnist_s_28_to_36_to_32_is_pil_s():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
+    top, left = rng.integers(0, 5, (2, 64), np.int32)
+    angles, flip = rng.uniform(-10, 10, 64), rng.integers(0, 2, 64).astype(bool)
+    transforms = Transforms(top, left, fixed_point_rotations(angles, 32), flip)
+    found = transform(images, transforms, size=32, padding=4)
+    for i in range(64):
+        padded = np.pad(images[i, ..., 0], 4)
+        crop = padded[top[i] : top[i] + 32, left[i] : left[i] + 32]
+        expected = Image.fromarray(crop).rotate(angles[i], Image.Resampling.NEAREST)
+        if flip[i]:
+            expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        np.testing.assert_array_equal(found[i, ..., 0], np.asarray(expected))
+
+
+def test_augmentation_turned_off_is_the_identity():
+    images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
+    augment = data.make_augment(size=32, padding=0, rotation=0.0, flip=False)
+    np.testing.assert_array_equal(augment(jax.random.key(0), images), images)
+
+
+def test_crops_and_flips_are_uniform():
+    # One bright pixel shows where the crop began; angle 0 keeps it in place.
+    images = np.zeros((4000, 8, 8, 1), np.uint8)
+    images[:, 3, 2] = 255
+    augment = data.make_augment(size=8, padding=1, rotation=0.0, flip=True)
+    out = np.asarray(augment(jax.random.key(0), images))[..., 0]
+    _, rows, columns = np.nonzero(out)
+    assert len(rows) == 4000
+    # Three rows; three columns, mirrored in half of the images.
+    rows, columns = np.bincount(rows)[2:5], np.bincount(columns)
+    assert np.abs(rows / 4000 - 1 / 3).max() < 0.03  # 4 standard errors
+    assert np.abs(columns[[1, 2, 3, 4, 5, 6]] / 4000 - 1 / 6).max() < 0.025
+
+
+def test_augmentation_depends_on_the_key_alone():
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
+    one, again, other = (augment(jax.random.key(k), images) for k in (1, 1, 2))
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+
+
+def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
+    orders = [
+        data.epoch_order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)
+    ]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    assert len({order.tobytes() for order in orders}) == 4
+    np.testing.assert_array_equal(orders[0], data.epoch_order(0, 0, 1000))
+
+
+@pytest.mark.parametrize(("images", "full", "rest"), [(10, 2, 2), (8, 2, 0), (3, 0, 3)])
+def test_the_last_batch_is_kept_at_its_own_size(images, full, rest):
+    order = np.arange(images)
+    batches, tail = data.train_batches(order, 4)
+    assert batches.shape == (full, 4)
+    assert tail.shape == ((1, rest) if rest else (0, 0))
+    np.testing.assert_array_equal(
+        np.concatenate([batches.ravel(), tail.ravel()]), order
+    )
+    assert data.steps_per_epoch(images, 4) == full + bool(rest)
+
+
+def test_evaluation_batches_have_every_image_once():
+    batches = data.eval_batches(10, 4)
+    np.testing.assert_array_equal(batches, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]])

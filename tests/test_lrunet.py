@@ -1,0 +1,316 @@
+"""LruNet against the paper's figure written out as a plain loop, in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from lrunet_jax import create_model, list_models, ops
+from lrunet_jax.errors import InputError
+from lrunet_jax.models import LruNet
+from lrunet_jax.summary import count_macs, count_parameters
+
+# --- The network, NHWC, with XLA's own convolutions and a Python loop -------------
+
+
+def plain_conv(x, kernel, stride=1, groups=1):
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def plain_norm(x, params, stats, train):
+    if train:
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        n = x[..., 0].size
+        new = {
+            "mean": 0.9 * stats["mean"] + 0.1 * mean,
+            "var": 0.9 * stats["var"] + 0.1 * var * n / (n - 1),
+        }
+    else:
+        mean, var, new = stats["mean"], stats["var"], stats
+    x = (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    return x, new
+
+
+def plain_shuffle(x):
+    half = x.shape[-1] // 2
+    x = jnp.concatenate([x[..., half:], x[..., :half]], -1)
+    x = x.reshape(*x.shape[:-1], 2, half)
+    return jnp.swapaxes(x, -1, -2).reshape(*x.shape[:-2], 2 * half)
+
+
+def plain_pool(x):
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+
+def plain_block(x, params, stats, train, kernels=None):
+    """`kernels` gives every iteration a pair of its own."""
+    iteration_norms, iteration_stats = params["iterations"], stats["iterations"]
+    count = len(iteration_norms["dw_bn_list"]["scale"])
+    shared = (params["dw"]["kernel"], params["pw"]["kernel"])
+    new = []
+    for i in range(count):
+        norms = jax.tree.map(lambda a: a[i], iteration_norms)
+        running = jax.tree.map(lambda a: a[i], iteration_stats)
+        dw, pw = kernels[i] if kernels else shared
+        y = plain_conv(x, dw, groups=x.shape[-1])
+        y, dw_new = plain_norm(y, norms["dw_bn_list"], running["dw_bn_list"], train)
+        y = plain_conv(y, pw, groups=8)
+        y, pw_new = plain_norm(y, norms["pw_bn_list"], running["pw_bn_list"], train)
+        x = jnp.maximum(y + x, 0)
+        if i < count - 1:
+            x = plain_shuffle(x)
+        new.append({"dw_bn_list": dw_new, "pw_bn_list": pw_new})
+    return x, {"iterations": jax.tree.map(lambda *a: jnp.stack(a), *new)}
+
+
+def plain_lrunet(variables, x, train, stem_order=None):
+    params, stats, new = variables["params"], variables["batch_stats"], {}
+    x = plain_conv(x, params["features_0"]["kernel"], stride=2)
+    x, new["features_1"] = plain_norm(
+        x, params["features_1"], stats["features_1"], train
+    )
+    x = jnp.maximum(x, 0)
+    if stem_order is not None:
+        x = x[..., stem_order]
+    for stage in ("stage1", "stage2", "stage3", "stage4"):
+        x, new[stage] = plain_block(x, params[stage], stats[stage], train)
+        x = x if stage == "stage3" else plain_pool(x)
+        x = x if stage == "stage4" else jnp.concatenate([x, x], -1)
+    x = plain_conv(x, params["classifier_0"]["kernel"], groups=8)
+    x, new["classifier_1"] = plain_norm(
+        x, params["classifier_1"], stats["classifier_1"], train
+    )
+    x = plain_conv(jnp.maximum(x, 0), params["classifier_4"]["kernel"])
+    x = jnp.maximum(x + params["classifier_4"]["bias"], 0)
+    return x.mean((1, 2)), new
+
+
+# --- Comparison -------------------------------------------------------------------
+
+
+def random_variables(model, shape, seed=0):
+    """float64, with norms and statistics as after some training."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        if name == "kernel":
+            fan = np.prod(leaf.shape[:3])
+            return rng.normal(0, (1 / fan) ** 0.5, leaf.shape)
+        return rng.uniform(0.5, 1.5, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(fill, variables)
+
+
+def assert_close(found, wanted, tolerance=1e-10):
+    """Relative to each tensor's largest value; sums of up to 1e5 float64 products."""
+    leaves = jax.tree_util.tree_leaves_with_path(wanted)
+    for (path, b), a in zip(leaves, jax.tree.leaves(found), strict=True):
+        error = np.abs(np.asarray(a) - np.asarray(b)).max()
+        scale = np.abs(np.asarray(b)).max()
+        assert error <= tolerance * scale + 1e-13, jax.tree_util.keystr(path)
+
+
+def loss_and_gradients(forward, variables, labels):
+    def loss(params):
+        logits, stats = forward({**variables, "params": params})
+        return jnp.mean(jnp.sum(jnp.square(logits - labels), -1)), (logits, stats)
+
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, stats)), grads = gradients(variables["params"])
+    return {"loss": value, "logits": logits, "stats": stats, "grads": grads}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("lowering", "unroll"),
+    [("mapped", 1), ("mapped", 2), ("mapped", 3), ("xla", 1), ("xla", 3), ("dense", 1)],
+)
+def test_every_scan_and_lowering_is_the_plain_loop(train, lowering, unroll):
+    # Width 0.25 keeps XLA's slow float64 convolutions short.
+    model = LruNet(5, 0.25, 3, drop=0.0, unroll=unroll, lowering=lowering)
+    variables = random_variables(model, (1, 16, 16, 3))
+    rng = np.random.default_rng(1)
+    images, labels = rng.uniform(size=(4, 16, 16, 3)), rng.normal(size=(4, 5))
+
+    def ours(variables):
+        logits, updates = model.apply(
+            variables, images, train=train, mutable=["batch_stats"]
+        )
+        return logits, updates["batch_stats"]
+
+    plain = lambda variables: plain_lrunet(variables, images, train, np.arange(16))
+    found = loss_and_gradients(ours, variables, labels)
+    wanted = loss_and_gradients(plain, variables, labels)
+    # The first norm's bias cancels in the second norm: its gradient is zero, and what
+    # the plain loop has there is rounding.
+    if train:
+        for stage in ("stage1", "stage2", "stage3", "stage4"):
+            for result in (found, wanted):
+                bias = result["grads"][stage]["iterations"]["dw_bn_list"].pop("bias")
+                assert np.abs(bias).max() < 1e-12
+    assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("width", [0.375, 0.5, 1.5, 2.0])
+def test_the_stem_is_repeated_or_cut_to_the_first_stage(width):
+    model = LruNet(3, width, 1)
+    variables = random_variables(model, (1, 8, 8, 1))
+    images = np.random.default_rng(1).uniform(size=(2, 8, 8, 1))
+    order = np.arange(round(64 * width)) % 64
+    expected, _ = plain_lrunet(variables, images, False, order)
+    assert_close(jax.jit(model.apply)(variables, images), expected)
+    assert variables["params"]["features_0"]["kernel"].shape == (3, 3, 1, 64)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_gradient_of_a_shared_kernel_is_the_sum_over_iterations():
+    model = LruNet(3, 0.25, 3, drop=0.0)
+    variables = random_variables(model, (1, 8, 8, 1))
+    x = np.random.default_rng(1).uniform(size=(4, 4, 4, 16))
+    params = variables["params"]["stage1"]
+    stats = variables["batch_stats"]["stage1"]
+    names = ("dw_bn_list", "pw_bn_list")
+    norms = [
+        params["iterations"][name][leaf] for name in names for leaf in ("scale", "bias")
+    ]
+
+    def ours(dw, pw):
+        x_inner = ops.unshuffle(jnp.transpose(x, (3, 1, 2, 0)))
+        for i in range(3):
+            weights = ops.Weights(dw, pw, *(norm[i] for norm in norms))
+            x_inner, _ = ops.reuse_train(x_inner, weights, lowering="mapped")
+        return jnp.sum(jnp.square(x_inner))
+
+    def untied(kernels):
+        out, _ = plain_block(x, params, stats, True, kernels)
+        return jnp.sum(jnp.square(out))
+
+    pair = (params["dw"]["kernel"], params["pw"]["kernel"])
+    shared = jax.grad(ours, argnums=(0, 1))(*pair)
+    each = jax.grad(untied)([pair] * 3)
+    assert_close(shared, jax.tree.map(lambda *g: sum(g), *each))
+    assert not np.allclose(each[0][0], each[1][0])
+
+
+def test_only_norms_grow_with_the_iterations():
+    shapes = [
+        jax.eval_shape(
+            LruNet(layer_reuse=n).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+        )["params"]
+        for n in (2, 5)
+    ]
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+    for path, two in jax.tree_util.tree_leaves_with_path(shapes[0]):
+        five = functools.reduce(lambda tree, key: tree[key.key], path, shapes[1])
+        if any(key.key == "iterations" for key in path):
+            assert (two.shape[0], five.shape[0]) == (2, 5)
+            assert two.shape[1:] == five.shape[1:]
+        else:
+            assert two.shape == five.shape
+
+
+def test_each_iteration_has_norms_and_statistics_of_its_own():
+    model = LruNet(3, 0.25, 3, drop=0.0)
+    images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
+    variables = model.init(jax.random.key(0), images)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+    _, updates = train(variables, images)
+    means = updates["batch_stats"]["stage2"]["iterations"]["dw_bn_list"]["mean"]
+    assert means.shape == (3, 64)
+    assert not np.allclose(means[0], means[1])
+    assert not np.allclose(means[1], means[2])
+    apply = jax.jit(model.apply)
+    for i in range(3):
+        changed = jax.tree.map(lambda a: a, variables)
+        iterations = changed["params"]["stage2"]["iterations"]
+        iterations["pw_bn_list"]["scale"] = (
+            iterations["pw_bn_list"]["scale"].at[i].set(3.0)
+        )
+        assert not np.allclose(apply(changed, images), apply(variables, images))
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "reuse", "shape", "parameters", "macs"),
+    [
+        (10, 1.0, 1, (32, 32, 3), 131_402, 3_016_704),
+        (10, 1.0, 14, (32, 32, 3), 206_282, 35_497_984),
+        (100, 2.0, 1, (32, 32, 3), 513_956, 9_576_448),
+        (100, 2.0, 14, (32, 32, 3), 663_716, 122_249_216),
+        (10, 1.0, 1, (28, 28, 1), 130_250, 2_460_672),
+        (10, 1.0, 10, (28, 28, 1), 182_090, 22_908_672),
+    ],
+)
+def test_parameters_and_macs_are_those_of_the_published_models(
+    classes, width, reuse, shape, parameters, macs
+):
+    model = LruNet(classes, width, reuse)
+    assert count_parameters(model, shape) == parameters
+    assert count_macs(model, shape) == macs
+
+
+def test_weights_begin_as_the_original_s():
+    images = jnp.zeros((1, 32, 32, 3))
+    params = LruNet(layer_reuse=2).init(jax.random.key(0), images)["params"]
+    for name, fan_out in (("dw", 9 * 1024), ("pw", 512)):
+        kernel = np.asarray(params["stage4"][name]["kernel"])
+        # The standard error of a standard deviation of n values is sd / sqrt(2 n).
+        expected = (2 / fan_out) ** 0.5
+        error = expected / (2 * kernel.size) ** 0.5
+        assert abs(kernel.std() - expected) < 5 * error
+        assert np.abs(kernel).max() > 2.5 * expected  # not truncated at 2
+    bias = np.asarray(params["classifier_4"]["bias"])
+    assert np.abs(bias).max() <= 1 / 16
+    assert len(set(bias.tolist())) == 10
+    norms = params["stage1"]["iterations"]["dw_bn_list"]
+    assert (norms["scale"] == 1).all()
+    assert (norms["bias"] == 0).all()
+
+
+def test_logits_are_never_negative_and_any_image_size_works():
+    model = create_model("lrunet", width_mult=0.125, layer_reuse=1, num_classes=7)
+    for size in (28, 33):
+        images = jax.random.normal(jax.random.key(1), (2, size, size, 1))
+        logits = model.apply(model.init(jax.random.key(0), images), images)
+        assert logits.shape == (2, 7)
+        assert (logits >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("layer_reuse", 0, "at least 1"),
+        ("width_mult", 0.3, "multiple of 0.125"),
+        ("width_mult", 0.0, "positive multiple"),
+        ("drop", 1.0, r"in \[0, 1\)"),
+        ("unroll", 0, "at least 1"),
+        ("num_classes", 0, "at least 1"),
+        ("lowering", "fast", "known are auto"),
+        ("layer_ruse", 3, "did you mean 'layer_reuse'"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_is_allowed(field, value, allowed):
+    with pytest.raises(InputError, match=allowed) as error:
+        create_model("lrunet", **{field: value})
+    assert str(value) in str(error.value) or field in str(error.value)
+
+
+def test_an_unknown_model_is_refused():
+    assert list_models() == ["lrunet"]
+    with pytest.raises(InputError, match="did you mean 'lrunet'"):
+        create_model("lrunt")

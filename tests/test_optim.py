@@ -1,0 +1,60 @@
+"""The optimiser against PyTorch's SGD by hand, and the schedules."""
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from lrunet_jax.errors import InputError
+from lrunet_jax.optim import create_optimizer, create_schedule
+
+
+def test_sgd_is_pytorch_s_on_every_parameter():
+    config = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 0.01})
+    tx = create_optimizer(config, lambda step: jnp.where(step < 2, 0.1, 0.01))
+    params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
+    by_hand = {name: np.asarray(value, float) for name, value in params.items()}
+    buffers = dict.fromkeys(params, 0.0)
+    state = tx.init(params)
+    for step in range(4):
+        grads = {"kernel": jnp.array([0.5, step]), "bias": jnp.array([-1.0])}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, grad in grads.items():  # as torch.optim.SGD documents it
+            decayed = np.asarray(grad, float) + 0.01 * by_hand[name]
+            buffers[name] = 0.9 * buffers[name] + decayed
+            by_hand[name] = by_hand[name] - (0.1 if step < 2 else 0.01) * buffers[name]
+    for name, value in params.items():
+        np.testing.assert_allclose(value, by_hand[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"),
+    [(0, 0.1), (199.9, 0.1), (200, 0.01), (249.9, 0.01), (250, 0.001), (299.9, 0.001)],
+)
+def test_the_paper_s_schedule_falls_at_200_and_250(epoch, rate):
+    schedule = create_schedule(default.get_config(), steps_per_epoch=196)
+    np.testing.assert_allclose(schedule(int(epoch * 196)), rate, rtol=1e-6)
+
+
+def test_cosine_rises_and_falls():
+    config = default.get_config()
+    config.update(schedule="cosine", epochs=10, warmup_epochs=2.0, learning_rate=0.4)
+    schedule = create_schedule(config, steps_per_epoch=5)
+    rates = [float(schedule(step)) for step in (0, 5, 10, 30, 50)]
+    np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-7)
+
+
+def test_a_delay_moves_the_schedule():
+    config = default.get_config()
+    schedule = create_schedule(config, steps_per_epoch=2, delay=10)
+    np.testing.assert_allclose([schedule(409), schedule(410)], [0.1, 0.01], rtol=1e-6)
+
+
+def test_an_unknown_schedule_is_refused():
+    config = default.get_config()
+    config.schedule = "cosinus"
+    with pytest.raises(InputError, match="did you mean 'cosine'"):
+        create_schedule(config, 1)
