@@ -70,13 +70,14 @@ def create_train_state(
 ) -> TrainState:
     """A fresh state of `model` for images (H, W, channels)."""
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
-    return TrainState.create(
+    state = TrainState.create(
         apply_fn=model.apply,
         tx=tx,
         epoch=jnp.zeros((), jnp.int32),
         metrics=Metrics.zero(),
         **variables,
     )
+    return state.replace(step=jnp.zeros((), jnp.int32))  # Flax begins with an int
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

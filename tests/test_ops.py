@@ -208,7 +208,7 @@ def test_bfloat16_goes_in_and_out(lowering):
 
 
 def test_an_unknown_lowering_is_refused():
-    with pytest.raises(InputError, match="'fast'.*auto, dense, mapped, xla"):
+    with pytest.raises(InputError, match=r"'fast'.*auto, dense, mapped, xla"):
         ops.depthwise(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fast")
 
 

@@ -1,0 +1,182 @@
+"""The training and evaluation steps, on one device and on eight."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from conftest import ROOT
+from jax.sharding import AxisType
+
+from lrunet_jax import create_model, data
+from lrunet_jax.optim import create_optimizer
+from lrunet_jax.state import Metrics, create_train_state
+from lrunet_jax.steps import make_eval_call, make_train_call, train_step
+
+
+def small_state(drop=0.0, shape=(16, 16, 3)):
+    model = create_model(
+        "lrunet", width_mult=0.25, layer_reuse=2, drop=drop, num_classes=5
+    )
+    config = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 5e-4})
+    tx = create_optimizer(config, lambda step: 0.1)
+    return create_train_state(model, tx, jax.random.key(0), shape)
+
+
+def random_split(size=10, shape=(16, 16, 3)):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *shape), np.uint8)
+    return data.Split(images, rng.integers(0, 5, size).astype(np.int32))
+
+
+def test_a_step_moves_every_parameter_and_statistic():
+    state = small_state()
+    images, labels = random_split()
+    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    assert int(new.step) == 1
+    assert int(new.metrics.count) == 10
+    before = (state.params, state.batch_stats)
+    leaves = jax.tree_util.tree_leaves_with_path(before)
+    after = jax.tree.leaves((new.params, new.batch_stats))
+    for (path, old), value in zip(leaves, after, strict=True):
+        # The biases before a second norm have no gradient, and begin at 0.
+        idle = "dw_bn_list" in str(path) and "bias" in str(path)
+        assert np.array_equal(old, value) == idle, path
+
+
+def test_the_running_variance_takes_the_unbiased_variance():
+    state = small_state()
+    images, labels = random_split()
+    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    kernel = state.params["features_0"]["kernel"]
+    stem = jax.lax.conv_general_dilated(
+        images / np.float32(255),
+        kernel,
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    stem = np.asarray(stem, np.float64).reshape(-1, 64)
+    found = new.batch_stats["features_1"]
+    np.testing.assert_allclose(found["mean"], 0.1 * stem.mean(0), rtol=1e-4, atol=1e-6)
+    expected = 0.9 + 0.1 * stem.var(0, ddof=1)
+    np.testing.assert_allclose(found["var"], expected, rtol=1e-5)
+
+
+def test_dropout_follows_the_key():
+    state = small_state(drop=0.5)
+    images, labels = random_split()
+    step = jax.jit(train_step)
+    losses = [
+        float(step(state, images / 255.0, labels, jax.random.key(k)).metrics.loss)
+        for k in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_metrics_are_sums_over_what_the_mask_keeps():
+    logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0], [0.0, 0.0]])
+    labels = jnp.array([0, 0, 0, 0])
+    metrics = Metrics.of(logits, labels, jnp.array([True, True, True, False]))
+    metrics += Metrics.of(logits, labels, jnp.array([True, False, False, False]))
+    losses = np.log1p(np.exp([-2.0, 1.0, -5.0, -2.0]))
+    np.testing.assert_allclose(metrics.loss, losses.sum(), rtol=1e-6)
+    assert (int(metrics.correct), int(metrics.count)) == (3, 4)
+    assert metrics.means()["accuracy"] == 0.75
+
+
+def test_evaluation_counts_every_image_once_whatever_the_batch():
+    state, split = small_state(), random_split(11)
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    found = [
+        make_eval_call(mesh)(state, split, data.eval_batches(11, batch))
+        for batch in (2, 4, 11, 16)
+    ]
+    for metrics in found:
+        assert int(metrics.count) == 11
+        assert int(metrics.correct) == int(found[0].correct)
+        np.testing.assert_allclose(metrics.loss, found[0].loss, rtol=1e-5)
+
+
+def test_calls_may_begin_and_end_anywhere():
+    split = random_split(24)
+    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    call = make_train_call(augment, mesh)
+    batches, key = np.arange(24, dtype=np.int32).reshape(6, 4), jax.random.key(3)
+    whole = call(small_state(drop=0.5), split, batches, 0, 6, key)
+    parts = small_state(drop=0.5)
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        parts = call(parts, split, batches, start, stop, key)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# The same three steps, the last of them of a size that 8 devices do not divide.
+ON_DEVICES = """
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType
+jax.config.update("jax_enable_x64", True)
+sys.path.insert(0, "tests")
+from test_steps import random_split, small_state
+from lrunet_jax import data
+from lrunet_jax import steps
+from lrunet_jax.steps import data_shardings, make_eval_call, make_train_call
+
+steps._to_float = lambda images: images.astype("float64") / 255
+
+def double(tree):
+    return jax.tree.map(
+        lambda a: a.astype("float64") if a.dtype == "float32" else a, tree
+    )
+
+def run(count):
+    mesh = jax.make_mesh(
+        (count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count]
+    )
+    replicated, _ = data_shardings(mesh)
+    put = lambda tree: jax.device_put(tree, replicated)
+    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    call = make_train_call(augment, mesh)
+    state, split = put(double(small_state(drop=0.5))), put(random_split(38))
+    full, tail = data.train_batches(np.arange(38, dtype=np.int32), 16)
+    key = put(jax.random.key(1))
+    state = call(state, split, full, 0, 2, key)
+    state = call(state, split, tail, 0, 1, key)
+    metrics = make_eval_call(mesh)(state, split, data.eval_batches(38, 16))
+    if count > 1:
+        text = call.lower(state, split, full, 0, 2, key).compile().as_text()
+        assert "all-reduce" in text, "nothing is shared between the devices"
+    return jax.device_get((state.params, state.batch_stats, state.metrics, metrics))
+
+assert len(jax.devices()) == 8
+for a, b in zip(jax.tree.leaves(run(1)), jax.tree.leaves(run(8)), strict=True):
+    # Sums differ in their order, and a gradient is conditioned 1e4 to 1e5; the
+    # metrics are float32.
+    tolerance = 1e-6 if a.dtype == "float32" else 1e-9
+    assert np.abs(a - b).max() <= tolerance * (np.abs(a).max() + 1e-6), (a, b)
+print("agree")
+"""
+
+
+@pytest.mark.slow
+def test_eight_devices_agree_with_one():
+    result = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert result.stdout.endswith("agree\n"), result.stderr[-3000:]
