@@ -2,6 +2,10 @@
 
 import os
 import pathlib
+import tempfile
+
+# Many tests compile the same program, some of them in processes of their own.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
 
 import jax
 import pytest

@@ -1,0 +1,69 @@
+"""The command line: every mistake gets one line and exit status 2."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def train(*flags, **kwargs):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--wrkdir=x"], "wrkdir"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config=nowhere.py"], "there is no file nowhere.py"),
+        (["--config=configs/lrunet.py:mnist"], "'mnist'; known are cifar10, cifar100"),
+        (["--config.model.layer_ruse=3"], "did you mean 'layer_reuse'"),
+        (["--config.batch_size=many"], "batch_size is 'many'; it must be of type int"),
+        (["--config.augment.flip=maybe"], "augment.flip is 'maybe'"),
+        (["--config.dataset=cifar11"], "did you mean 'cifar10'"),
+        (["--config.model.name=lrnet"], "did you mean 'lrunet'"),
+        (["--config.model.layer_reuse=0"], "model.layer_reuse is 0"),
+        (["--config.model.width_mult=0.3"], "model.width_mult is 0.3"),
+        (["--config.learning_rate=-0.1"], "learning_rate is -0.1"),
+        (["--config.epochs=0"], "epochs is 0; it must be at least 1"),
+        (["--config.batch_size=0"], "batch_size is 0"),
+        (["--config.decay_epochs=soon"], "decay_epochs"),
+        (["--config.schedule=step"], "schedule is 'step'"),
+        (["--config.matmul_precision=low"], "matmul_precision is 'low'"),
+        (["--config.augment.size=64"], "augment.size is 64; it must be at most 32"),
+        (["--workdir=LICENSE/run"], "workdir is 'LICENSE/run', which can't be used"),
+        (["--config.dataset=cifar10", "--data_dir=configs"], "lacks cifar10"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(flags, message, tmp_path):
+    if not any(flag.startswith("--workdir") for flag in flags):
+        flags = [*flags, f"--workdir={tmp_path / 'run'}"]
+    result = train(*flags, cwd=ROOT)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    flags = ["--config.batch_size=60", f"--workdir={tmp_path}"]
+    result = train(*flags, cwd=ROOT, env=env)
+    assert result.returncode == 2
+    assert "batch_size is 60; it must be a multiple of the 8 devices" in result.stderr
+
+
+def test_it_runs_from_anywhere(tmp_path):
+    result = train("--config.epochs=0", cwd=tmp_path)
+    assert result.stderr == "error: epochs is 0; it must be at least 1\n"

@@ -1,0 +1,181 @@
+"""Whole runs: what they leave behind, how they stop, and how they go on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import ROOT
+
+from configs import digits
+from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.training import train_and_evaluate
+
+pytestmark = pytest.mark.slow
+
+STEPS_PER_EPOCH = 23  # of the 1,437 digits, at 64 a batch
+TINY = {"layer_reuse": 2, "width_mult": 0.25}
+
+
+def tiny_config(**fields):
+    config = digits.get_config()
+    config.update(epochs=2, **fields)
+    config.model.update(TINY)
+    return config
+
+
+def command(workdir, *flags):
+    tiny = [f"--config.model.{name}={value}" for name, value in TINY.items()]
+    return [sys.executable, "train.py", f"--workdir={workdir}", *tiny, *flags]
+
+
+def run(workdir, *flags):
+    return subprocess.run(
+        command(workdir, *flags), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def start_and_stop(workdir, number, *flags):
+    """Sends a signal as soon as there is a checkpoint from within an epoch."""
+    flags = ("--config.checkpoint_minutes=0", *flags)
+    process = subprocess.Popen(
+        command(workdir, *flags), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    within = lambda path: path.name.isdigit() and int(path.name) % STEPS_PER_EPOCH
+    while not any(map(within, (workdir / "checkpoints").glob("*"))):
+        assert process.poll() is None, "ended before a checkpoint within an epoch"
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def checkpointed(workdir, step):
+    path = (workdir / "checkpoints" / str(step) / "state").resolve()
+    return ocp.StandardCheckpointer().restore(path)
+
+
+def log_of(workdir):
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [
+        {k: v for k, v in line.items() if k != "images_per_second"} for line in lines
+    ]
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    result = run(workdir, "--config.epochs=3")
+    assert result.returncode == 0, result.stderr
+    return workdir, result.stdout
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    workdir, output = undisturbed
+    steps = [STEPS_PER_EPOCH * epoch for epoch in (1, 2, 3)]
+    lines = log_of(workdir)
+    assert [line["step"] for line in lines] == steps
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    fields = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    for line in lines:
+        assert all(np.isfinite(line[field]) for field in fields)
+        assert 0 <= line["test_accuracy"] <= 1
+        # A fraction of exactly 360 images.
+        assert (line["test_accuracy"] * 360) == pytest.approx(
+            round(line["test_accuracy"] * 360), abs=1e-9
+        )
+    assert lines[-1]["train_accuracy"] > lines[0]["train_accuracy"]
+    assert json.loads((workdir / "config.json").read_text())["model"]["width_mult"]
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert any((workdir / "tensorboard").iterdir())
+    assert "parameters" in output
+    assert "multiply-accumulates" in output
+    assert "matmul precision highest" in output
+    assert output.count("train loss") == 3
+    best, last = (
+        next(line for line in output.splitlines() if line.startswith(name))
+        for name in ("best test accuracy", "last test accuracy")
+    )
+    for line in (best, last):
+        assert (workdir / line.split(": ")[1] / "state").is_dir()
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    status, _ = start_and_stop(tmp_path, signal.SIGKILL, "--config.epochs=3")
+    assert status == -signal.SIGKILL
+    result = run(tmp_path, "--config.epochs=3")
+    assert result.returncode == 0, result.stderr
+    assert "resumed" in result.stdout
+    step = 3 * STEPS_PER_EPOCH
+    assert_same_bits(checkpointed(tmp_path, step), checkpointed(workdir, step))
+    assert log_of(tmp_path) == log_of(workdir)
+
+
+def test_sigterm_saves_and_exits_cleanly(undisturbed, tmp_path):
+    workdir, _ = undisturbed
+    status, output = start_and_stop(tmp_path, signal.SIGTERM, "--config.epochs=3")
+    assert status == 0
+    assert "stopped by a signal" in output
+    result = run(tmp_path, "--config.epochs=3")
+    assert result.returncode == 0, result.stderr
+    # The signal came after a save, and was answered with another.
+    assert "checkpoint_minutes: 0.0 -> 5.0" in result.stdout
+    step = 3 * STEPS_PER_EPOCH
+    assert_same_bits(checkpointed(tmp_path, step), checkpointed(workdir, step))
+    assert log_of(tmp_path) == log_of(workdir)
+
+
+def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
+    train_and_evaluate(tiny_config(), str(tmp_path))
+    capsys.readouterr()
+    config = tiny_config(batch_size=128, learning_rate=0.01)
+    config.epochs = 3
+    state = train_and_evaluate(config, str(tmp_path))
+    output = capsys.readouterr().out
+    for change in ("batch_size: 64 -> 128", "epochs: 2 -> 3", "0.05 -> 0.01"):
+        assert change in output
+    assert int(state.step) == 2 * STEPS_PER_EPOCH + 12  # 1,437 images at 128 a batch
+    assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2, 3]
+    assert log_of(tmp_path)[-1]["learning_rate"] < 0.01
+
+    before = {p: p.stat().st_mtime for p in tmp_path.rglob("*") if p.is_file()}
+    config.model.layer_reuse = 1
+    with pytest.raises(InputError, match=r"layer_reuse is 1, but the run in .* has 2"):
+        train_and_evaluate(config, str(tmp_path))
+    after = {p: p.stat().st_mtime for p in tmp_path.rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, capsys):
+    expected = train_and_evaluate(tiny_config(), str(tmp_path))
+    last = tmp_path / "checkpoints" / str(2 * STEPS_PER_EPOCH)
+    for path in (last / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    state = train_and_evaluate(tiny_config(), str(tmp_path))
+    output = capsys.readouterr().out
+    assert f"checkpoint {2 * STEPS_PER_EPOCH} can't be read" in output
+    assert f"resumed  step {STEPS_PER_EPOCH}" in output
+    assert_same_bits(state.params, expected.params)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    train_and_evaluate(tiny_config(), str(tmp_path))
+    good = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    config = tiny_config(learning_rate=1e38)
+    config.epochs = 4
+    with pytest.raises(DivergedError, match=r"not finite .* checkpoint is .*/46"):
+        train_and_evaluate(config, str(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == good
