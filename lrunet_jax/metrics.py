@@ -48,8 +48,5 @@ def write_whole(path: epath.Path, text: str) -> None:
 
 
 def _read(path):
-    return (
-        [json.loads(line) for line in path.read_text().splitlines()]
-        if (path.exists())
-        else []
-    )
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]

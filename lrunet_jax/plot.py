@@ -29,8 +29,10 @@ def plot_curves(lines: Sequence[dict[str, Any]], path: epath.Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), ".-", label=split)
         axes.set(xlabel="epoch", ylabel=name if scale == 1 else f"{name} in %")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=150)
         path.write_bytes(file.getvalue())
