@@ -58,10 +58,10 @@ def make_train_call(augment: Augment, mesh: Mesh) -> Any:
     """A jitted function that runs steps of an epoch in one device call.
 
     Its arguments are the state, which is donated, the data set's `Split` on the
-    device, the epoch's batches (n, B) of image indices, the first step and the last
-    but one of those to run, and a key that, with the state's step, gives each step's
-    randomness. The number of steps is no part of the program: one compilation serves
-    all. It returns the state.
+    device, the epoch's batches (n, B) of image indices, the first of them to run and
+    the one before which to stop, and a key that, with the state's step, gives each
+    step's randomness. The number of steps is no part of the program: one compilation
+    serves all. It returns the state.
     """
     replicated, sharded = data_shardings(mesh)
 

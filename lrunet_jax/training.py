@@ -169,10 +169,10 @@ def _resume(checkpoints, state, config, workdir):
 def _require_finite(state, checkpoints):
     if _is_finite(state):
         return
-    best = checkpoints.latest_path()
+    latest = checkpoints.latest_path()
     raise DivergedError(
         f"the loss is not finite any more at step {int(state.step):,}; "
-        + (f"the last good checkpoint is {best}; " if best else "")
+        + (f"the last good checkpoint is {latest}; " if latest else "")
         + "a lower learning_rate may help"
     )
 
