@@ -1,6 +1,19 @@
 """The networks, as Flax modules: NHWC images in [0, 1] to logits."""
 
 from lrunet_jax.models.lrunet import LruNet
+from lrunet_jax.models.mobilenet import MobileNet
+from lrunet_jax.models.mobilenet_v2 import MobileNetV2
 from lrunet_jax.models.registry import create_model, list_models, model_fields
+from lrunet_jax.models.shufflenet import ShuffleNet
+from lrunet_jax.models.shufflenet_v2 import ShuffleNetV2
 
-__all__ = ["LruNet", "create_model", "list_models", "model_fields"]
+__all__ = [
+    "LruNet",
+    "MobileNet",
+    "MobileNetV2",
+    "ShuffleNet",
+    "ShuffleNetV2",
+    "create_model",
+    "list_models",
+    "model_fields",
+]

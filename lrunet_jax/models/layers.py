@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lrunet_jax import ops
+from lrunet_jax.errors import InputError, require
 
 Initializer = Callable[..., Any]
 
@@ -19,14 +20,44 @@ Initializer = Callable[..., Any]
 # divided by the groups: as the original.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+# Uniform within 1 / sqrt(fan_in): as PyTorch's layers begin by default.
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 def symmetric_uniform(bound: float) -> Initializer:
-    """Uniform in [-bound, bound), as PyTorch's layers initialise by default."""
+    """Uniform in [-bound, bound)."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def require_common_fields(model: Any) -> None:
+    """Checks the attributes that all networks have, and `drop` where there is one.
+
+    Raises:
+      InputError: for the first that can't be.
+    """
+    require(model.num_classes >= 1, "num_classes", model.num_classes, "at least 1")
+    require(model.width_mult > 0, "width_mult", model.width_mult, "positive")
+    drop = getattr(model, "drop", 0)
+    require(0 <= drop < 1, "drop", drop, "in [0, 1)")
+    ops.resolve(model.lowering)
+
+
+def channels_first(images: jax.Array) -> jax.Array:
+    """Images (B, H, W, channels) in the inner order (channels, H, W, B).
+
+    Raises:
+      InputError: for integers, of which no network makes sense.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"images are {images.dtype}; they must be floats in [0, 1], like "
+            "pixels / 255"
+        )
+    return jnp.transpose(images, (3, 1, 2, 0))
 
 
 class Conv(nn.Module):
@@ -68,6 +99,20 @@ class Pointwise(nn.Module):
         return x
 
 
+class Depthwise(nn.Module):
+    """Depthwise 3x3 convolution, padding 1, no bias; `kernel` (3, 3, 1, channels)."""
+
+    stride: int = 1
+    kernel_init: Initializer = he_normal
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(channels, H, W, B) to (channels, H / stride, W / stride, B)."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[0]))
+        return ops.depthwise(x, kernel, stride=self.stride, lowering=self.lowering)
+
+
 class Kernel(nn.Module):
     """A `kernel` of the given shape, for a block that applies it itself."""
 
@@ -78,6 +123,23 @@ class Kernel(nn.Module):
     def __call__(self) -> jax.Array:
         """The array."""
         return self.param("kernel", self.kernel_init, self.shape)
+
+
+class Linear(nn.Module):
+    """Fully connected layer; `kernel` (inputs, features), `bias`."""
+
+    features: int
+    kernel_init: Initializer = fan_in_uniform
+    bias_init: Initializer | None = None  # None: uniform within 1 / sqrt(inputs)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(inputs, B) to (B, features)."""
+        inputs = x.shape[0]
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
+        bias_init = self.bias_init or symmetric_uniform(inputs**-0.5)
+        bias = self.param("bias", bias_init, (self.features,))
+        return x.T @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
 
 class BatchNorm(nn.Module):

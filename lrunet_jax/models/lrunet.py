@@ -9,7 +9,14 @@ from flax import linen as nn
 
 from lrunet_jax import ops
 from lrunet_jax.errors import require
-from lrunet_jax.models.layers import BatchNorm, Conv, Kernel, Pointwise
+from lrunet_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Kernel,
+    Pointwise,
+    channels_first,
+    require_common_fields,
+)
 
 GROUPS = 8  # of every pointwise convolution but the last
 STEM_CHANNELS = 64  # at every width, as the original
@@ -44,17 +51,15 @@ class LruNet(nn.Module):
     lowering: str = "auto"
 
     def __post_init__(self) -> None:
-        require(self.num_classes >= 1, "num_classes", self.num_classes, "at least 1")
+        require_common_fields(self)
         require(
-            self.width_mult > 0 and self.width_mult * STEM_CHANNELS % GROUPS == 0,
+            self.width_mult * STEM_CHANNELS % GROUPS == 0,
             "width_mult",
             self.width_mult,
-            "a positive multiple of 0.125, for whole groups of 8 channels",
+            "a multiple of 0.125, for whole groups of 8 channels",
         )
         require(self.layer_reuse >= 1, "layer_reuse", self.layer_reuse, "at least 1")
-        require(0 <= self.drop < 1, "drop", self.drop, "in [0, 1)")
         require(self.unroll >= 1, "unroll", self.unroll, "at least 1")
-        ops.resolve(self.lowering)
         super().__post_init__()
 
     @nn.compact
@@ -70,7 +75,7 @@ class LruNet(nn.Module):
           (B, num_classes).
         """
         width = round(STEM_CHANNELS * self.width_mult)
-        x = jnp.transpose(images, (3, 1, 2, 0))
+        x = channels_first(images)
         x = Conv(STEM_CHANNELS, stride=2, lowering=self.lowering, name="features_0")(x)
         x = nn.relu(BatchNorm(STEM_CHANNELS, name="features_1")(x, train=train))
         x = x[jnp.arange(width) % STEM_CHANNELS] if width != STEM_CHANNELS else x

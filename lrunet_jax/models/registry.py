@@ -7,8 +7,18 @@ from flax import linen as nn
 
 from lrunet_jax.errors import InputError, require_known
 from lrunet_jax.models.lrunet import LruNet
+from lrunet_jax.models.mobilenet import MobileNet
+from lrunet_jax.models.mobilenet_v2 import MobileNetV2
+from lrunet_jax.models.shufflenet import ShuffleNet
+from lrunet_jax.models.shufflenet_v2 import ShuffleNetV2
 
-_MODELS: dict[str, type[nn.Module]] = {"lrunet": LruNet}
+_MODELS: dict[str, type[nn.Module]] = {
+    "lrunet": LruNet,
+    "mobilenet": MobileNet,
+    "mobilenet_v2": MobileNetV2,
+    "shufflenet": ShuffleNet,
+    "shufflenet_v2": ShuffleNetV2,
+}
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:

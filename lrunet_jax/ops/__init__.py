@@ -4,7 +4,9 @@ The batch is the last axis, so that every sum and product runs along one contigu
 vector, and a channel is one contiguous slab.
 """
 
+from lrunet_jax.ops.avg_pool import avg_pool
 from lrunet_jax.ops.batch_norm import Moments, batch_norm, normalise
+from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.lowering import LOWERINGS, resolve
@@ -16,7 +18,9 @@ __all__ = [
     "LOWERINGS",
     "Moments",
     "Weights",
+    "avg_pool",
     "batch_norm",
+    "channel_shuffle",
     "conv",
     "depthwise",
     "max_pool",

@@ -1,0 +1,103 @@
+"""MobileNet: depthwise separable convolutions (arXiv 1704.04861)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lrunet_jax.errors import require
+from lrunet_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    Depthwise,
+    Linear,
+    Pointwise,
+    channels_first,
+    fan_in_uniform,
+    require_common_fields,
+)
+
+# Channels at width 1, blocks, stride of the first: the original's, for 32x32 images.
+STAGES = ((64, 1, 2), (128, 2, 2), (256, 2, 1), (512, 6, 2), (1024, 2, 1))
+
+
+class MobileNet(nn.Module):
+    """A 3x3 convolution, 13 depthwise separable blocks, a linear classifier.
+
+    Attributes:
+      num_classes: logits.
+      width_mult: scales all channels; at least 1 / 32, the stem's one channel.
+      drop: dropout rate before the classifier.
+      lowering: of the operators: `auto` or one of `ops.LOWERINGS`.
+
+    Raises:
+      InputError: on construction, for a field outside these.
+    """
+
+    num_classes: int = 10
+    width_mult: float = 1.0
+    drop: float = 0.2
+    lowering: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_common_fields(self)
+        require(
+            int(32 * self.width_mult) >= 1,
+            "width_mult",
+            self.width_mult,
+            "at least 0.03125, where the stem has one channel",
+        )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits (B, num_classes).
+
+        Args:
+          images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
+          train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
+            and, unless `drop` is 0, the rng `dropout`.
+        """
+        x = channels_first(images)
+        width = int(32 * self.width_mult)
+        options: dict[str, Any] = {
+            "kernel_init": fan_in_uniform,
+            "lowering": self.lowering,
+        }
+        x = Conv(width, name="features_0_0", **options)(x)
+        x = nn.relu(BatchNorm(width, name="features_0_1")(x, train=train))
+        number = 0
+        for channels, blocks, first_stride in STAGES:
+            for stride in (first_stride, *(1,) * (blocks - 1)):
+                number += 1
+                x = DepthwiseSeparable(
+                    int(channels * self.width_mult),
+                    stride,
+                    self.lowering,
+                    name=f"features_{number}",
+                )(x, train=train)
+        x = jnp.mean(x, axis=(1, 2))
+        x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
+        return Linear(self.num_classes, name="classifier_1")(x)
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise, norm, ReLU, pointwise, norm, ReLU."""
+
+    channels: int
+    stride: int
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        options: dict[str, Any] = {
+            "kernel_init": fan_in_uniform,
+            "lowering": self.lowering,
+        }
+        inputs = x.shape[0]
+        x = Depthwise(self.stride, name="conv1", **options)(x)
+        x = nn.relu(BatchNorm(inputs, name="bn1")(x, train=train))
+        x = Pointwise(self.channels, name="conv2", **options)(x)
+        return nn.relu(BatchNorm(self.channels, name="bn2")(x, train=train))

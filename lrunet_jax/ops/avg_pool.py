@@ -1,0 +1,38 @@
+"""3x3 average pooling with stride 2 and padding 1."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lrunet_jax.ops.depthwise import depthwise
+from lrunet_jax.ops.lowering import resolve
+
+
+def avg_pool(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
+    """The sum of each 3x3 window over 9, stride 2, padding 1.
+
+    At the edge the zeros of the padding count, as PyTorch's default has it.
+
+    Args:
+      x: (C, H, W, B).
+      lowering: `auto` or one of `LOWERINGS`.
+
+    Returns:
+      (C, ceil(H / 2), ceil(W / 2), B), in x's dtype.
+    """
+    return _LOWERINGS[resolve(lowering)](x)
+
+
+def _mapped(x):
+    kernel = jnp.full((3, 3, 1, x.shape[0]), 1 / 9, x.dtype)
+    return depthwise(x, kernel, stride=2, lowering="mapped")
+
+
+def _xla(x):
+    zero = jnp.zeros((), x.dtype)
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    total = lax.reduce_window(x, zero, lax.add, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+    return total / 9
+
+
+_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _xla}
