@@ -1,0 +1,376 @@
+"""PyTorch's files, read and written with NumPy alone.
+
+`torch.save` has had two containers, and both are read here: the legacy one, a row of
+pickles followed by the raw storages, and the zip archive of today, which is also the
+one written. A pickle is a program, so it is not given to `pickle`: a small machine
+runs it that knows tensors, numbers, strings and plain containers, and refuses the
+rest without running it.
+"""
+
+import io
+import math
+import os
+import pathlib
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from lrunet_jax.errors import InputError
+
+MAX_BYTES = 1 << 28  # of a file; the networks here have about a million weights
+MAX_OPCODES = 1_000_000  # of a pickle; some 40 a tensor
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy container
+_LEGACY_VERSION = 1001
+_ALIGNMENT = 64  # of a storage within the zip archive, so that it can be mapped
+
+_STORAGES = {
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+def read(path: str | os.PathLike) -> Any:
+    """What `torch.save` put into a file, with tensors as NumPy arrays.
+
+    The arrays have the bits and the shapes of `torch.load(weights_only=True)`.
+    Parameters become arrays, an OrderedDict becomes a dict.
+
+    Raises:
+      InputError: for a file that can't be read, is damaged, is larger than MAX_BYTES,
+        or holds anything but tensors, numbers, strings and plain containers.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    try:
+        if len(data) > MAX_BYTES:
+            _refuse(f"it is larger than {MAX_BYTES:,} bytes")
+        if data.startswith(b"PK"):
+            return _read_zip(data)
+        return _read_legacy(data)
+    except InputError as error:
+        raise InputError(f"{path} is not a PyTorch file of weights: {error}") from None
+    except Exception as error:  # damage has many names
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path} is damaged ({reason})") from None
+
+
+def write(path: str | os.PathLike, tree: Any) -> None:
+    """Writes dicts, lists, numbers, strings and arrays as a zip container.
+
+    The same content gives the same bytes. The file appears whole or not at all.
+
+    Raises:
+      InputError: if it can't be written.
+    """
+    storages: list[np.ndarray] = []
+    entries = {"data.pkl": b"\x80\x02" + _opcodes(tree, storages) + b"."}
+    entries["byteorder"] = b"little"
+    entries |= {f"data/{i}": array.tobytes() for i, array in enumerate(storages)}
+    entries["version"] = b"3\n"
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in entries.items():
+            info = zipfile.ZipInfo(f"archive/{name}")
+            # The local header: 30 bytes, the name, and this extra field.
+            start = file.tell() + 30 + len(info.filename) + 4
+            padding = -start % _ALIGNMENT
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            archive.writestr(info, content)
+    path = pathlib.Path(path)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(file.getvalue())
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror}") from None
+
+
+# --- The containers ---------------------------------------------------------------
+
+
+def _read_zip(data: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        pickles = [n for n in archive.namelist() if n.split("/")[1:] == ["data.pkl"]]
+        if len(pickles) != 1:
+            _refuse("the zip archive has no data.pkl")
+        root = pickles[0].removesuffix("data.pkl")
+
+        def entry(name: str) -> bytes:
+            info = archive.getinfo(root + name)
+            # Stored only, as PyTorch does: a compressed entry may unpack to anything.
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
+                _refuse(f"entry {name} is compressed or larger than the file")
+            return archive.read(info)
+
+        if f"{root}byteorder" in archive.namelist() and entry("byteorder") != b"little":
+            _refuse("its byte order is not little-endian")
+        machine = _Machine(len(data))
+        tree = machine.run(io.BytesIO(entry("data.pkl")))
+        for key, storage in machine.storages.items():
+            _fill(storage, entry(f"data/{key}"), key)
+    return tree
+
+
+def _read_legacy(data: bytes) -> Any:
+    file = io.BytesIO(data)
+    if not data.startswith(b"\x80") or _Machine(0).run(file) != _MAGIC:
+        _refuse("it begins neither as the legacy nor as the zip container")
+    if _Machine(0).run(file) != _LEGACY_VERSION:
+        _refuse(f"its version is not {_LEGACY_VERSION}")
+    if _Machine(0).run(file).get("little_endian") is not True:
+        _refuse("its byte order is not little-endian")
+    machine = _Machine(len(data))
+    tree = machine.run(file)
+    keys = _Machine(0).run(file)
+    if sorted(keys) != sorted(machine.storages):
+        _refuse("the storages that follow are not those that tensors refer to")
+    for key in keys:
+        storage = machine.storages[key]
+        if int.from_bytes(file.read(8), "little", signed=True) != storage.size:
+            _refuse(f"storage {key} is not of the size that its tensors expect")
+        _fill(storage, file.read(storage.nbytes), key)
+    if rest := len(data) - file.tell():
+        _refuse(f"{rest:,} bytes follow the last storage")
+    return tree
+
+
+def _fill(storage: np.ndarray, content: bytes, key: str) -> None:
+    if len(content) != storage.nbytes:
+        _refuse(f"storage {key} has {len(content):,} bytes, not {storage.nbytes:,}")
+    storage[:] = np.frombuffer(content, storage.dtype)
+
+
+# --- Reading a pickle -------------------------------------------------------------
+
+
+class _Machine:
+    """Runs a pickle's opcodes, of which it knows what a file of weights needs.
+
+    Tensors are views of `storages`, whose numbers are filled in afterwards: in the
+    legacy container they come after the pickle.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.storages: dict[str, np.ndarray] = {}
+        self._free_bytes = max_bytes
+        self._globals: dict[str, Any] = {
+            "collections OrderedDict": lambda: {},
+            "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
+            "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+            **{f"torch {name}": dtype for name, dtype in _STORAGES.items()},
+        }
+
+    def run(self, file: io.BytesIO) -> Any:
+        """The object that the pickle at the file's position makes."""
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count >= MAX_OPCODES:
+                _refuse(f"a pickle of more than {MAX_OPCODES:,} opcodes")
+            if opcode.name == "STOP":
+                break
+            if opcode.name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[opcode.name])
+            elif opcode.name in _LITERALS:
+                self._stack.append(argument)
+            elif opcode.name in _OPERATIONS:
+                _OPERATIONS[opcode.name](self, argument)
+            else:
+                _refuse(f"opcode {opcode.name} in a pickle")
+        (result,) = self._stack
+        return result
+
+    def _mark(self, _):
+        self._marked.append(self._stack)
+        self._stack = []
+
+    def _pop_mark(self):
+        items, self._stack = self._stack, self._marked.pop()
+        return items
+
+    def _tuple(self, _):
+        items = self._pop_mark()  # first: it changes the stack
+        self._stack.append(tuple(items))
+
+    def _tuple_of(self, count):
+        if len(self._stack) < count:
+            _refuse("a pickle whose stack runs empty")
+        self._stack[-count:] = [tuple(self._stack[-count:])]
+
+    def _append(self, items):
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            _refuse("a pickle that appends to what is no list")
+        target.extend(items)
+
+    def _set_items(self, items):
+        target = self._stack[-1]
+        if not isinstance(target, dict):
+            _refuse("a pickle that sets an item of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, str | int):  # others may take forever to hash
+                _refuse(f"a key of type {type(key).__name__}")
+            target[key] = value
+
+    def _global(self, name):
+        if name not in self._globals:
+            _refuse(f"it refers to {name.replace(' ', '.')!r}, which is not run")
+        self._stack.append(self._globals[name])
+
+    def _stack_global(self, _):
+        module, name = self._pop(2)
+        self._global(f"{module} {name}")
+
+    def _reduce(self, _):
+        function, arguments = self._pop(2)
+        if not callable(function) or not isinstance(arguments, tuple):
+            _refuse("a pickle that calls what is no function")
+        self._stack.append(function(*arguments))
+
+    def _build(self, _):
+        # A module's state_dict carries `_metadata`, which nothing here depends on.
+        target, _ = self._pop(2)
+        if not isinstance(target, dict):
+            _refuse("a pickle that sets the state of an object")
+        self._stack.append(target)
+
+    def _persistent(self, _):
+        """A storage, by ('storage', type, key, device, size[, None])."""
+        kind, dtype, key, _, size, *view = self._stack.pop()
+        if kind != "storage" or not isinstance(key, str) or any(view):
+            _refuse("a persistent id that is no storage")
+        if not isinstance(dtype, np.dtype) or not _is_size(size):
+            _refuse(f"storage {key} has no type or size")
+        if key not in self.storages:
+            self._free_bytes -= size * dtype.itemsize
+            if self._free_bytes < 0:
+                _refuse("its storages declare more bytes than the file has")
+            self.storages[key] = np.zeros(size, dtype)
+        storage = self.storages[key]
+        if (storage.size, storage.dtype) != (size, dtype):
+            _refuse(f"storage {key} has two types or sizes")
+        self._stack.append(storage)
+
+    def _put(self, index):
+        self._memo[index] = self._stack[-1]
+
+    def _get(self, index):
+        self._stack.append(self._memo[index])
+
+    def _pop(self, count):
+        self._tuple_of(count)
+        return self._stack.pop()
+
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"),
+}
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, version: None,
+    "FRAME": lambda machine, size: None,
+    "EMPTY_DICT": lambda machine, _: machine._stack.append({}),
+    "EMPTY_LIST": lambda machine, _: machine._stack.append([]),
+    "MARK": _Machine._mark,
+    "TUPLE": _Machine._tuple,
+    "TUPLE1": lambda machine, _: machine._tuple_of(1),
+    "TUPLE2": lambda machine, _: machine._tuple_of(2),
+    "TUPLE3": lambda machine, _: machine._tuple_of(3),
+    "APPEND": lambda machine, _: machine._append(machine._pop(1)),
+    "APPENDS": lambda machine, _: machine._append(machine._pop_mark()),
+    "SETITEM": lambda machine, _: machine._set_items(machine._pop(2)),
+    "SETITEMS": lambda machine, _: machine._set_items(machine._pop_mark()),
+    "GLOBAL": _Machine._global,
+    "STACK_GLOBAL": _Machine._stack_global,
+    "REDUCE": _Machine._reduce,
+    "BUILD": _Machine._build,
+    "BINPERSID": _Machine._persistent,
+    "BINPUT": _Machine._put,
+    "LONG_BINPUT": _Machine._put,
+    "MEMOIZE": lambda machine, _: machine._put(len(machine._memo)),
+    "BINGET": _Machine._get,
+    "LONG_BINGET": _Machine._get,
+}
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_) -> np.ndarray:
+    """A view of a storage; strides count elements."""
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1:
+        _refuse("a tensor without a storage")
+    if not all(map(_is_size, (offset, *shape, *strides))) or len(shape) > 32:
+        _refuse(f"a tensor of shape {shape}, strides {strides}, offset {offset}"[:200])
+    spans = zip(shape, strides, strict=True)
+    last = offset + sum((size - 1) * stride for size, stride in spans)
+    count = math.prod(shape)
+    if count > storage.size or (count and last >= storage.size):
+        _refuse("a tensor that reaches beyond its storage")
+    if not count:
+        return np.zeros(shape, storage.dtype)
+    strides = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
+
+
+def _is_size(value) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise InputError(reason)
+
+
+# --- Writing one ------------------------------------------------------------------
+
+
+def _opcodes(value: Any, storages: list[np.ndarray]) -> bytes:
+    """What pushes `value`; its arrays are appended to `storages`."""
+    if isinstance(value, dict):
+        items = (_opcodes(item, storages) for pair in value.items() for item in pair)
+        return b"}(" + b"".join(items) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(_opcodes(item, storages) for item in value) + b"e"
+    if isinstance(value, np.ndarray):
+        return _tensor_opcodes(value, storages)
+    if not isinstance(value, str | int | float | None):
+        raise TypeError(f"a file of weights has no place for {type(value).__name__}")
+    return _plain(value)
+
+
+def _tensor_opcodes(array, storages):
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    (storage,) = (name for name, dtype in _STORAGES.items() if dtype == array.dtype)
+    key = str(len(storages))
+    storages.append(array)
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n(("
+        + _plain("storage")
+        + f"ctorch\n{storage}\n".encode()
+        + _plain(key, "cpu", array.size)
+        + b"tQ"
+        + _plain(0, array.shape, strides, False)
+        + b"ccollections\nOrderedDict\n)RtR"
+    )
+
+
+def _plain(*values):
+    """Of values that refer to nothing: a pickle without its frame."""
+    return b"".join(pickle.dumps(value, protocol=2)[2:-1] for value in values)
