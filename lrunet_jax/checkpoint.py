@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lrunet_jax.errors import InputError
+from lrunet_jax.errors import InputError, require
 from lrunet_jax.state import TrainState
 
 
@@ -109,7 +110,7 @@ class Checkpoints:
     def _restore(self, step, state):
         target = _arrays(state)
         stored = self._manager.item_metadata(step)["state"].tree
-        _require_same_leaves(target, stored)
+        require_same_leaves(target, stored)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         restored = self._manager.restore(
             step,
@@ -137,6 +138,55 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_checkpoint(
+    directory: epath.Path, step: int | None = None
+) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, float]]:
+    """A run's checkpoint, on no device; nothing in the directory is touched.
+
+    Args:
+      directory: of the run's checkpoints.
+      step: which; by default the one of the best test accuracy, or the latest if none
+        was evaluated.
+
+    Returns:
+      Its step, its state's arrays by field, its config and its test metrics.
+
+    Raises:
+      InputError: if it is not there, or can't be read.
+    """
+    options = ocp.CheckpointManagerOptions(best_fn=_accuracy, read_only=True)
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+    }
+    with ocp.CheckpointManager(
+        directory, options=options, item_handlers=handlers
+    ) as manager:
+        steps = sorted(manager.all_steps())
+        if step is None:
+            step = manager.best_step() or manager.latest_step()
+        require(step in steps, "step", step, f"one of those in {directory}: {steps}")
+        try:
+            tree = manager.item_metadata(step)["state"].tree
+            numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+            )
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(restore_args=numpy),
+                    config=ocp.args.JsonRestore(),
+                ),
+            )
+            metrics = manager.metrics(step) or {}
+        except Exception as error:  # Orbax has many names for damage
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise InputError(
+                f"checkpoint {step} of {steps} in {directory} can't be read: {reason}"
+            ) from None
+    return step, restored["state"], restored["config"], metrics
+
+
 def _accuracy(metrics):
     return metrics["test_accuracy"]
 
@@ -153,8 +203,12 @@ def _arrays(state):
     }
 
 
-def _require_same_leaves(target, stored):
-    """Orbax itself casts a wrong dtype without a word."""
+def require_same_leaves(target: Any, stored: Any) -> None:
+    """Compares names, shapes and dtypes; Orbax itself casts without a word.
+
+    Raises:
+      ValueError: that names the first leaf that differs.
+    """
     describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
     named = lambda tree: {
         jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf)

@@ -7,9 +7,10 @@ from lrunet_jax.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
-from lrunet_jax.data.sources import NUM_CLASSES, Split, load_split
+from lrunet_jax.data.sources import IMAGE_SHAPES, NUM_CLASSES, Split, load_split
 
 __all__ = [
+    "IMAGE_SHAPES",
     "NUM_CLASSES",
     "Split",
     "epoch_order",

@@ -10,6 +10,12 @@ import numpy as np
 from lrunet_jax.errors import InputError, require_known
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "fashion_mnist": 10}
+IMAGE_SHAPES = {  # (H, W, channels)
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+    "digits": (32, 32, 1),
+    "fashion_mnist": (28, 28, 1),
+}
 
 
 class Split(NamedTuple):

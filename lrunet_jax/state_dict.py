@@ -1,0 +1,260 @@
+"""What PyTorch calls each variable, and back: the networks' `state_dict`."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lrunet_jax.errors import InputError
+from lrunet_jax.models import create_model
+from lrunet_jax.models.shufflenet import PLANES
+from lrunet_jax.models.shufflenet_v2 import CHANNELS
+
+Tensors = Mapping[str, np.ndarray]
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# PyTorch's axes among Flax's: HWIO -> OIHW, (in, out) -> (out, in).
+_AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+_COUNTER = "num_batches_tracked"  # of every norm; nothing depends on it
+
+
+class Place(NamedTuple):
+    """Where a tensor is among the variables.
+
+    Attributes:
+      path: collection, modules and leaf.
+      iteration: of a reuse block's stacked norms: the index; -1 of other variables.
+    """
+
+    path: tuple[str, ...]
+    iteration: int
+
+
+def name_map(variables: Mapping[str, Any]) -> dict[str, Place]:
+    """PyTorch's name of every variable, with its place.
+
+    The names are the original's: `features_0_1/scale` is `features.0.1.weight`, and
+    `stage1/iterations/dw_bn_list/mean` of shape (N, C) is N tensors, of which
+    `stage1.dw_bn_list.I.running_mean` is one.
+    """
+    places = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        _, *modules, name = path = tuple(key.key for key in key_path)
+        dotted = [re.sub(r"_(\d+)", r".\1", module) for module in modules]
+        if "iterations" not in dotted:
+            places[".".join([*dotted, _LEAVES[name]])] = Place(path, -1)
+            continue
+        dotted.remove("iterations")
+        for i in range(leaf.shape[0]):
+            places[".".join([*dotted, str(i), _LEAVES[name]])] = Place(path, i)
+    return {name: places[name] for name in sorted(places, key=_natural)}
+
+
+def to_state_dict(
+    variables: Mapping[str, Any], counters: Mapping[str, int] | int
+) -> dict[str, np.ndarray]:
+    """The variables as PyTorch names and lays them out.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      counters: `num_batches_tracked` by norm, 0 where it is missing, or one for all.
+    """
+    tensors = {}
+    for name, place in name_map(variables).items():
+        tensors[name] = _tensor(variables, place)
+        norm, _, leaf = name.rpartition(".")
+        if leaf == "running_var":
+            count = counters if isinstance(counters, int) else counters.get(norm, 0)
+            tensors[f"{norm}.{_COUNTER}"] = np.array(count, np.int64)
+    return tensors
+
+
+def from_state_dict(
+    tensors: Tensors, variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The variables in a state_dict, and its `num_batches_tracked` by norm.
+
+    Args:
+      tensors: by PyTorch's names, perhaps with the prefix `module.`.
+      variables: arrays or abstract ones, whose names and shapes are expected.
+
+    Raises:
+      InputError: unless every tensor has one place, every place one tensor, and all
+        shapes and dtypes agree; it names what does not, on both sides.
+    """
+    filled = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), variables)
+    targets = {name: _tensor(filled, place) for name, place in name_map(filled).items()}
+    counters, weights = {}, {}
+    for name, tensor in _without_prefix(tensors).items():
+        norm, _, leaf = name.rpartition(".")
+        is_counter = leaf == _COUNTER and f"{norm}.running_var" in targets
+        if is_counter and _describe(tensor) == "int64[]":
+            counters[norm] = int(tensor)
+        else:
+            weights[name] = tensor
+    complaints = {
+        "the file lacks": targets.keys() - weights.keys(),
+        "the model has no place for": weights.keys() - targets.keys(),
+        "of another shape or type": [
+            f"{name} ({_describe(weights[name])}, expected {_describe(target)})"
+            for name, target in targets.items()
+            if name in weights and _describe(weights[name]) != _describe(target)
+        ],
+    }
+    if found := [
+        f"{what} {_some(names)}" for what, names in complaints.items() if names
+    ]:
+        raise InputError("; ".join(found))
+    for name, target in targets.items():
+        target[...] = weights[name]
+    return filled, counters
+
+
+def identify(tensors: Tensors) -> tuple[dict[str, Any], int]:
+    """The model that a state_dict belongs to, found from its names and shapes.
+
+    Returns:
+      Arguments of `create_model`, and the number of channels of its images.
+
+    Raises:
+      InputError: if it is none of the five.
+    """
+    tensors = _without_prefix(tensors)
+    for mark, (name, stem, find_arguments) in _FINDERS.items():
+        if mark not in tensors:
+            continue
+        try:
+            arguments = {"name": name, **find_arguments(tensors)}
+            create_model(**arguments)
+            channels = tensors[stem].shape[1]
+        except (LookupError, ArithmeticError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{mark} is of a {name}, but the other tensors are not: {error!r}"
+            ) from None
+        return arguments, channels
+    raise InputError(f"no tensor is of one of the five networks: {_some(tensors)}")
+
+
+def _without_prefix(tensors):
+    """Without the `module.` that DataParallel puts before each name."""
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return dict(tensors)
+
+
+def _tensor(variables, place):
+    """A variable as PyTorch lays it out; of NumPy arrays a view."""
+    for key in place.path:
+        variables = variables[key]
+    array = np.asarray(variables)
+    if place.iteration >= 0:
+        array = array[place.iteration]
+    return array.transpose(_AXES[array.ndim])
+
+
+def _describe(tensor):
+    return f"{tensor.dtype}{list(tensor.shape)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
+    names = sorted(names, key=_natural)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"{name!r:.90}" for name in names[:3]) + more
+
+
+def _natural(name):
+    """Sorts numbers by their value: `features.2` before `features.10`."""
+    return [(part.isdecimal() and len(part), part) for part in name.split(".")]
+
+
+# --- A model's arguments from the shapes of its tensors ---------------------------
+
+
+def _lrunet(tensors):
+    numbers = itertools.count()
+    return {
+        "num_classes": len(tensors["classifier.4.weight"]),
+        "width_mult": len(tensors["stage1.pw.weight"]) / 64,
+        "layer_reuse": next(
+            i for i in numbers if f"stage1.dw_bn_list.{i}.weight" not in tensors
+        ),
+    }
+
+
+def _mobilenet(tensors):
+    blocks = {1: 64, 2: 128, 4: 256, 6: 512, 12: 1024}
+    sizes = {
+        base: len(tensors[f"features.{number}.conv2.weight"])
+        for number, base in blocks.items()
+    }
+    return {
+        "num_classes": len(tensors["classifier.1.weight"]),
+        "width_mult": _width(sizes | {32: len(tensors["features.0.0.weight"])}),
+    }
+
+
+def _mobilenet_v2(tensors):
+    blocks = {2: 24, 4: 32, 7: 64, 11: 96, 14: 160, 17: 320}
+    sizes = {
+        base: len(tensors[f"features.{number}.conv.6.weight"])
+        for number, base in blocks.items()
+    }
+    sizes[16] = len(tensors["features.1.conv.3.weight"])
+    return {
+        "num_classes": len(tensors["classifier.1.weight"]),
+        "width_mult": _width(sizes),
+    }
+
+
+def _shufflenet(tensors):
+    stem = len(tensors["conv1.weight"])
+    groups = stem // tensors["layer1.0.conv1.weight"].shape[1]
+    sizes = {24: stem}
+    for stage, base in enumerate(PLANES[groups], start=1):
+        sizes[base] = len(tensors[f"layer{stage}.1.conv3.weight"])
+    return {
+        "num_classes": len(tensors["linear.weight"]),
+        "width_mult": _width(sizes),
+        "groups": groups,
+    }
+
+
+def _shufflenet_v2(tensors):
+    stages = [2 * len(tensors[f"layer{i}.0.conv5.weight"]) for i in (1, 2, 3)]
+    channels = (*stages, len(tensors["conv2.weight"]))
+    widths: dict[tuple[int, ...], float] = {row: w for w, row in CHANNELS.items()}
+    return {
+        "num_classes": len(tensors["linear.weight"]),
+        "width_mult": widths[channels],
+    }
+
+
+def _width(sizes: Mapping[int, int]) -> float:
+    """The shortest decimal w with int(base * w) == size for all of `sizes`."""
+    low = max(size / base for base, size in sizes.items())
+    for digits in range(17):
+        width = math.ceil(low * 10**digits) / 10**digits
+        if all(int(base * width) == size for base, size in sizes.items()):
+            return width
+    raise ValueError(f"no width makes the channels {sizes}")
+
+
+# A tensor that only this model has, the model, its first convolution, its finder.
+_FINDERS: dict[str, tuple[str, str, Callable[[Tensors], dict[str, Any]]]] = {
+    "stage1.dw.weight": ("lrunet", "features.0.weight", _lrunet),
+    "features.1.conv1.weight": ("mobilenet", "features.0.0.weight", _mobilenet),
+    "features.1.conv.0.weight": ("mobilenet_v2", "features.0.0.weight", _mobilenet_v2),
+    "layer1.0.conv5.weight": ("shufflenet_v2", "conv1.weight", _shufflenet_v2),
+    "layer1.0.conv3.weight": ("shufflenet", "conv1.weight", _shufflenet),
+}
