@@ -18,17 +18,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
-from jax.sharding import AxisType
 
 from lrunet_jax import data
-from lrunet_jax.command import run
+from lrunet_jax.command import add_model_fields, model_from, run
 from lrunet_jax.epoch import steps_per_call
 from lrunet_jax.errors import require
-from lrunet_jax.models import create_model, list_models, model_fields
+from lrunet_jax.models import list_models
 from lrunet_jax.ops import resolve
 from lrunet_jax.optim import create_optimizer
 from lrunet_jax.state import TrainState, create_train_state
-from lrunet_jax.steps import data_shardings, make_train_call
+from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
 
 IMAGE_SHAPE = (32, 32, 3)
 MAX_STEPS = 1000  # in a device call; an epoch has no more by far
@@ -43,7 +42,7 @@ def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
       `step_seconds`, `inference_seconds`, `compile_seconds` and `temp_bytes` (of the
       training step's program).
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    mesh = make_mesh()
     replicated, _ = data_shardings(mesh)
     state = jax.device_put(_state(model), replicated)
     split = jax.device_put(_random_split(model, batch_size), replicated)
@@ -108,14 +107,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="device calls counted")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     known, _ = parser.parse_known_args()
-    fields = model_fields(known.model)
-    for name, default in fields.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    add_model_fields(parser, known.model)
     args = parser.parse_args()
     for name in ("batch_size", "steps"):
         require(getattr(args, name) >= 1, name, getattr(args, name), "at least 1")
 
-    model = create_model(args.model, **{name: getattr(args, name) for name in fields})
+    model = model_from(args)
     device = jax.devices()[0]
     with jax.default_matmul_precision("highest"):
         figures = benchmark(model, args.batch_size, args.steps)

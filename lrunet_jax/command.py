@@ -1,13 +1,19 @@
-"""Running a command: one clear line for a user's mistake, and the exit status."""
+"""What the commands have in common: arguments, tables, exit status.
 
+A user's mistake gets one clear line.
+"""
+
+import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from flax import linen as nn
 
 from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.models import create_model, model_fields
 
 
 def run(main: Callable[[], None]) -> None:
@@ -57,6 +63,42 @@ def parse_flags(argv: Sequence[str], default_config: str) -> None:
         raise InputError(f"config has no field {field and field[0]!r}{hint}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
+
+
+def add_model_fields(parser: argparse.ArgumentParser, model: str) -> None:
+    """Adds an argument for each attribute of a model."""
+    for name, default in model_fields(model).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+
+
+def model_from(args: argparse.Namespace) -> nn.Module:
+    """The model `args.model`, by its attributes among the arguments."""
+    fields = model_fields(args.model)
+    return create_model(args.model, **{name: getattr(args, name) for name in fields})
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows of equal keys as a Markdown table, numbers to the right."""
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    head = list(rows[0])
+    widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
+    right = [not isinstance(value, str) for value in rows[0].values()]
+    rule = [
+        "-" * (width - 1) + (":" if to_right else "-")
+        for width, to_right in zip(widths, right, strict=True)
+    ]
+    for line in (head, rule, *cells):
+        padded = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ]
+        print(f"| {' | '.join(padded)} |")
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _bad_value(message):

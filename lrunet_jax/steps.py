@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrunet_jax.data import Split
 from lrunet_jax.state import Metrics, TrainState, cross_entropy
@@ -95,6 +95,11 @@ def make_eval_call(mesh: Mesh) -> Any:
         return lax.fori_loop(0, batches.shape[0], body, Metrics.zero())
 
     return jax.jit(call, out_shardings=replicated)
+
+
+def make_mesh() -> Mesh:
+    """All devices along one axis, `data`."""
+    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
 
 
 def data_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

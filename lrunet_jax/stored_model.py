@@ -50,6 +50,14 @@ class StoredModel(NamedTuple):
         """The network, without its variables."""
         return create_model(**self.arguments)
 
+    def describe(self) -> str:
+        """The model's name and arguments."""
+        name, *fields = (
+            f"{field}={value}" if field != "name" else value
+            for field, value in self.arguments.items()
+        )
+        return f"{name} ({', '.join(fields)})"
+
 
 def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, Any]:
     """A trained network and its variables.

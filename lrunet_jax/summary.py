@@ -1,11 +1,69 @@
-"""What a model costs: parameters and multiply-accumulates."""
+"""What a model costs: parameters, multiply-accumulates, activations.
 
+    python -m lrunet_jax.summary
+    python -m lrunet_jax.summary lrunet --layer_reuse=14 --layers
+
+Without a model it lists the eighteen published ones.
+"""
+
+import argparse
 import functools
+import json
 import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.extend.core import jaxprs_in_params
+
+from lrunet_jax.command import add_model_fields, model_from, print_table, run
+from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
+from lrunet_jax.errors import require
+from lrunet_jax.models import create_model, list_models
+from lrunet_jax.published import PUBLISHED
+
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A convolution or linear layer, for one image.
+
+    Attributes:
+      name: of its module.
+      kernel: shape of its kernel, as Flax has it.
+      output: (H, W, channels), or (features,).
+      times: that it is applied.
+      params: kernel and bias.
+      macs: multiply-accumulates, of all times together.
+      activation_bytes: of all its outputs, in float32.
+    """
+
+    name: str
+    kernel: Shape
+    output: Shape
+    times: int
+    params: int
+    macs: int
+    activation_bytes: int
+
+
+def summarise(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+    """The costs of `model` for one image (H, W, channels).
+
+    Returns:
+      `params`, the trainable parameters; `conv_params`, those of convolutions and
+      linear layers with their biases; `macs`, the multiply-accumulates of these; and
+      `activation_bytes`, of what they put out, in float32.
+    """
+    layers = list_layers(model, image_shape)
+    return {
+        "params": count_parameters(model, image_shape),
+        "conv_params": sum(layer.params for layer in layers),
+        "macs": sum(layer.macs for layer in layers),
+        "activation_bytes": sum(layer.activation_bytes for layer in layers),
+    }
 
 
 def count_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -14,11 +72,11 @@ def count_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers, for one image.
+def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
+    """The convolutions and linear layers, in the order in which they are applied.
 
-    Counted in the program itself: of the forward pass in training, where no norm is
-    folded into a kernel, in the lowering that calls each convolution by its name.
+    Read off the program itself: the forward pass in training, where no norm is folded
+    into a kernel, in the lowering that calls each convolution by its name.
     """
     model = model.clone(lowering="xla")
     image = jnp.zeros((1, *image_shape))
@@ -29,25 +87,93 @@ def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
         return apply(variables, image, rngs={"dropout": key})
 
     variables = jax.eval_shape(model.init, key, image)
-    return _macs(jax.make_jaxpr(forward)(variables).jaxpr)
+    jaxpr = jax.make_jaxpr(forward)(variables).jaxpr
+    return list(_layers(jaxpr, variables["params"], "", 1))
 
 
-def _macs(jaxpr) -> int:
-    total = 0
+def _layers(jaxpr, params, outer: str, times: int) -> Iterator[Layer]:
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "conv_general_dilated":
-            # Each output value meets all of the kernel that its group has.
-            kernel = equation.invars[1].aval.shape
-            out_channels = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += equation.outvars[0].aval.size * (math.prod(kernel) // out_channels)
-        elif name == "dot_general":
-            (contracting, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            contracted = math.prod(shape[axis] for axis in contracting)
-            total += equation.outvars[0].aval.size * contracted
+        scope = f"{outer}/{equation.source_info.name_stack}"
+        if equation.primitive.name == "conv_general_dilated":
+            channels, height, width, _ = equation.outvars[0].aval.shape
+            output: Shape = (height, width, channels)
+        elif equation.primitive.name == "dot_general":
+            _, *output = equation.outvars[0].aval.shape
         else:
-            times = params.get("length", 1)  # of a scan
-            for inner in jax.core.jaxprs_in_params(params):
-                total += times * _macs(inner)
-    return total
+            inner_times = times * equation.params.get("length", 1)  # of a scan
+            for inner in jaxprs_in_params(equation.params):
+                yield from _layers(inner, params, scope, inner_times)
+            continue
+        kernel = equation.invars[1].aval.shape
+        # Modules only: the first is the network, and a method's name has a dot.
+        modules = [part for part in scope.split("/")[2:] if part and "." not in part]
+        yield Layer(
+            name="/".join(modules),
+            kernel=kernel,
+            output=tuple(output),
+            times=times,
+            params=math.prod(kernel) + _bias_size(params, modules),
+            # Each output value meets all of the kernel that makes its channel.
+            macs=times * math.prod(output) * math.prod(kernel[:-1]),
+            activation_bytes=times * math.prod(output) * 4,
+        )
+
+
+def _bias_size(params, modules):
+    for module in modules:
+        params = params[module]
+    return math.prod(params["bias"].shape) if "bias" in params else 0
+
+
+def _published_rows() -> list[dict[str, Any]]:
+    rows = []
+    for name, entry in PUBLISHED.items():
+        classes = NUM_CLASSES[entry.dataset]
+        model = create_model(entry.model, num_classes=classes, **entry.arguments)
+        costs = summarise(model, IMAGE_SHAPES[entry.dataset])
+        rows.append({"name": name, "dataset": entry.dataset, **costs})
+    return rows
+
+
+def main() -> None:
+    """Reads the arguments and prints the costs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lrunet_jax.summary", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("model", nargs="?", choices=list_models())
+    parser.add_argument("--image_size", type=int, default=32, help="in pixels")
+    parser.add_argument("--image_channels", type=int, default=3)
+    parser.add_argument("--layers", action="store_true", help="list them one by one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    known, _ = parser.parse_known_args()
+    if known.model is None:
+        args = parser.parse_args()
+        require(not args.layers, "--layers", True, "left out, without a model")
+        rows = _published_rows()
+        print(json.dumps(rows)) if args.json else print_table(rows)
+        return
+    add_model_fields(parser, known.model)
+    args = parser.parse_args()
+    for name in ("image_size", "image_channels"):
+        require(getattr(args, name) >= 1, name, getattr(args, name), "at least 1")
+    model = model_from(args)
+    shape = (args.image_size, args.image_size, args.image_channels)
+    costs = {"model": args.model, **summarise(model, shape)}
+    layers = list_layers(model, shape) if args.layers else []
+    if args.json:
+        listed = {"layers": [layer._asdict() for layer in layers]} if layers else {}
+        print(json.dumps(costs | listed))
+        return
+    if layers:
+        print_table([_layer_row(layer) for layer in layers])
+        print()
+    print_table([costs])
+
+
+def _layer_row(layer):
+    by = lambda sizes: "x".join(map(str, sizes))
+    return layer._asdict() | {"kernel": by(layer.kernel), "output": by(layer.output)}
+
+
+if __name__ == "__main__":
+    run(main)

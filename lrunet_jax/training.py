@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
-from jax.sharding import AxisType
 
 from lrunet_jax import data
 from lrunet_jax.checkpoint import Checkpoints
@@ -25,8 +24,8 @@ from lrunet_jax.optim import create_optimizer, create_schedule
 from lrunet_jax.plot import plot_curves
 from lrunet_jax.progress import Progress, duration, print_epoch
 from lrunet_jax.state import TrainState, create_train_state
-from lrunet_jax.steps import data_shardings, make_eval_call
-from lrunet_jax.summary import count_macs, count_parameters
+from lrunet_jax.steps import data_shardings, make_eval_call, make_mesh
+from lrunet_jax.summary import summarise
 
 
 def train_and_evaluate(
@@ -63,7 +62,7 @@ def train_and_evaluate(
 
 
 def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    mesh = make_mesh()
     replicated, _ = data_shardings(mesh)
     train_set, test_set = (
         jax.device_put(data.load_split(config.dataset, split, data_dir), replicated)
@@ -212,14 +211,15 @@ def _named(split, metrics):
 
 def _print_header(config, workdir, model, train_set, test_set):
     shape = train_set.images.shape[1:]
+    costs = summarise(model, shape)
     fields = ", ".join(
         f"{name}={value}" for name, value in config.model.items() if name != "name"
     )
     device = jax.devices()[0]
     print(f"model    {config.model.name} ({fields})")
     print(
-        f"         {count_parameters(model, shape):,} parameters, "
-        f"{count_macs(model, shape):,} multiply-accumulates an image"
+        f"         {costs['params']:,} parameters, "
+        f"{costs['macs']:,} multiply-accumulates an image"
     )
     print(
         f"data     {config.dataset}: {len(train_set.labels):,} training and "

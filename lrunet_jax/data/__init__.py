@@ -7,12 +7,19 @@ from lrunet_jax.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
-from lrunet_jax.data.sources import IMAGE_SHAPES, NUM_CLASSES, Split, load_split
+from lrunet_jax.data.sources import (
+    IMAGE_SHAPES,
+    NUM_CLASSES,
+    Split,
+    class_names,
+    load_split,
+)
 
 __all__ = [
     "IMAGE_SHAPES",
     "NUM_CLASSES",
     "Split",
+    "class_names",
     "epoch_order",
     "eval_batches",
     "load_split",

@@ -44,8 +44,23 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     require_known("dataset", name, NUM_CLASSES)
     if name == "digits":
         return _read_digits(split)
+    return _read_tfds(name, split, _tfds_dir(data_dir))
+
+
+def class_names(name: str, data_dir: str = "") -> list[str]:
+    """What the labels mean, in their order; arguments as for `load_split`."""
+    require_known("dataset", name, NUM_CLASSES)
+    if name == "digits":
+        return list("0123456789")
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=_tfds_dir(data_dir))
+    return builder.info.features["label"].names
+
+
+def _tfds_dir(data_dir):
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return _read_tfds(name, split, os.path.expanduser(data_dir))
+    return os.path.expanduser(data_dir)
 
 
 def _read_digits(split: str) -> Split:

@@ -1,0 +1,143 @@
+"""Compares trained networks with their published or recorded accuracy.
+
+    python -m lrunet_jax.compare PATHS... --data_dir=DIR
+
+One row a network. PATHS are whatever `lrunet_jax.evaluate` takes. With --torch each
+also runs in PyTorch, on the same images.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from lrunet_jax import data
+from lrunet_jax.command import print_table, run
+from lrunet_jax.errors import InputError, require
+from lrunet_jax.evaluate import choose_dataset, evaluate
+from lrunet_jax.published import NUM_IMAGES, PUBLISHED
+from lrunet_jax.state_dict import to_state_dict
+from lrunet_jax.stored_model import StoredModel, open_model
+from lrunet_jax.summary import summarise
+
+
+def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str, Any]:
+    """A network's accuracy here beside the published or the recorded one.
+
+    Returns:
+      `name`, `dataset`, `published` (a fraction; of an unpublished network what its
+      file records, None if nothing), `correct` of `total` images, their `difference`
+      from the published ones, the costs of `summarise` and `images_per_second`.
+    """
+    model = stored.create_model()
+    result = evaluate(model, stored.variables, split, batch_size)
+    correct, total = int(result.correct.sum()), int(result.total.sum())
+    published = stored.accuracy
+    if stored.name in PUBLISHED:
+        published = PUBLISHED[stored.name].correct / NUM_IMAGES
+    return {
+        "name": stored.name,
+        "dataset": stored.dataset,
+        "published": published,
+        "correct": correct,
+        "total": total,
+        "difference": None if published is None else correct - round(published * total),
+        **summarise(model, split.images.shape[1:]),
+        "images_per_second": result.images_per_second,
+        "logits": result.logits,
+    }
+
+
+def compare_torch(
+    stored: StoredModel, split: data.Split, batch_size: int, logits: np.ndarray
+) -> dict[str, Any]:
+    """What PyTorch makes of the same network and images.
+
+    Returns:
+      `torch_correct`, `logit_difference`, the largest from `logits` here, and
+      `torch_images_per_second`.
+    """
+    import torch
+
+    from lrunet_jax.torch_models import create_torch_model
+
+    arguments = {"image_channels": stored.channels, **stored.arguments}
+    model = create_torch_model(**arguments).eval()
+    tensors = to_state_dict(stored.variables, stored.counters)
+    as_tensor = lambda array: torch.from_numpy(np.array(array))
+    model.load_state_dict({name: as_tensor(array) for name, array in tensors.items()})
+    model = model.to(memory_format=torch.channels_last)
+
+    images = torch.from_numpy(split.images).movedim(3, 1)  # channels last in memory
+    forward = torch.inference_mode()(lambda batch: model(batch.float() / 255).numpy())
+    forward(images[:batch_size])
+    began = time.perf_counter()
+    found = np.concatenate([forward(batch) for batch in images.split(batch_size)])
+    seconds = time.perf_counter() - began
+    return {
+        "torch_correct": int(np.sum(np.argmax(found, -1) == split.labels)),
+        "logit_difference": float(np.abs(found - logits).max()),
+        "torch_images_per_second": len(found) / seconds,
+    }
+
+
+def main() -> None:
+    """Reads the arguments and prints the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lrunet_jax.compare", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("paths", nargs="+", help="or names of published checkpoints")
+    parser.add_argument("--data_dir", default="", help="of TFDS")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--torch", action="store_true", help="run PyTorch as well")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
+    if args.torch and importlib.util.find_spec("torch") is None:
+        raise InputError("--torch needs PyTorch: pip install 'lrunet_jax[torch]'")
+    networks = [open_model(path) for path in args.paths]
+    load = functools.cache(lambda name: data.load_split(name, "test", args.data_dir))
+
+    rows = []
+    for stored in networks:
+        split = load(choose_dataset(stored))
+        row = compare(stored, split, args.batch_size)
+        logits = row.pop("logits")
+        if args.torch:
+            row |= compare_torch(stored, split, args.batch_size, logits)
+        rows.append(row)
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        print_table([_printed(row) for row in rows])
+
+
+def _printed(row):
+    """A row as it is read: accuracies in percent, speeds in whole images."""
+    percent = lambda accuracy: "" if accuracy is None else f"{accuracy:.2%}"
+    printed = {
+        "checkpoint": row["name"],
+        "data": row["dataset"],
+        "published": percent(row["published"]),
+        "here": percent(row["correct"] / row["total"]),
+        "difference": row["difference"],
+        "params": row["params"],
+        "conv params": row["conv_params"],
+        "MACs": row["macs"],
+        "images/s": round(row["images_per_second"]),
+    }
+    if "torch_correct" in row:
+        printed |= {
+            "PyTorch": percent(row["torch_correct"] / row["total"]),
+            "logit difference": f"{row['logit_difference']:.1e}",
+            "PyTorch images/s": round(row["torch_images_per_second"]),
+        }
+    return printed
+
+
+if __name__ == "__main__":
+    run(main)

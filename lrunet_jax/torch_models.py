@@ -1,0 +1,339 @@
+"""The five networks in PyTorch: an oracle, and a rival in speed.
+
+Written from the architectures, with the names of the original's `state_dict`, so that
+its checkpoints load with `strict=True`. Imported by the tests, `compare --torch` and
+`benchmark --torch` alone; it needs the extra `torch`.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
+
+
+def create_torch_model(
+    name: str, image_channels: int, num_classes: int, width_mult: float, **kwargs: Any
+) -> nn.Module:
+    """The model `name`, from NCHW images in [0, 1] to logits.
+
+    Args:
+      name: as for `create_model`.
+      image_channels: 3, or 1 for grey images.
+      num_classes: logits.
+      width_mult: as the model's attribute.
+      **kwargs: other attributes of the model; those of the operators are ignored.
+    """
+    for field in ("lowering", "unroll"):
+        kwargs.pop(field, None)
+    return _MODELS[name](image_channels, num_classes, width_mult, **kwargs)
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1):
+    """Without bias, padded so that stride 1 keeps the size."""
+    return nn.Conv2d(
+        inputs, outputs, size, stride, size // 2, groups=groups, bias=False
+    )
+
+
+def channel_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
+    """One channel of each group after the other."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def init_he_normal(model: nn.Module) -> None:
+    """Every convolution from a normal with variance 2 / (kh * kw * out)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight
+            fan_out = kernel.shape[0] * kernel[0, 0].numel()
+            nn.init.normal_(kernel, 0, (2 / fan_out) ** 0.5)
+
+
+# --- LruNet -----------------------------------------------------------------------
+
+
+class LruNet(nn.Module):
+    """As `lrunet_jax.models.LruNet`."""
+
+    def __init__(self, image_channels, classes, width_mult, layer_reuse=8, drop=0.5):
+        super().__init__()
+        self.width = width = round(64 * width_mult)
+        self.features = nn.Sequential(
+            conv(image_channels, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU()
+        )
+        self.stage1 = ReuseBlock(width, layer_reuse)
+        self.stage2 = ReuseBlock(2 * width, layer_reuse)
+        self.stage3 = ReuseBlock(4 * width, layer_reuse)
+        self.stage4 = ReuseBlock(8 * width, layer_reuse)
+        self.classifier = nn.Sequential(
+            conv(8 * width, 4 * width, 1, groups=8),
+            nn.BatchNorm2d(4 * width),
+            nn.ReLU(),
+            nn.Dropout(drop),
+            nn.Conv2d(4 * width, classes, 1),
+            nn.ReLU(),
+        )
+        init_he_normal(self)
+
+    def forward(self, x):
+        x = self.features(x)
+        if self.width != 64:
+            x = x[:, torch.arange(self.width) % 64]
+        pool = lambda x: functional.max_pool2d(x, 3, 2, 1)
+        x = pool(self.stage1(x)).repeat(1, 2, 1, 1)
+        x = pool(self.stage2(x)).repeat(1, 2, 1, 1)
+        x = self.stage3(x).repeat(1, 2, 1, 1)
+        x = pool(self.stage4(x))
+        return self.classifier(x).mean((2, 3))
+
+
+class ReuseBlock(nn.Module):
+    """One depthwise and one pointwise convolution, applied N times."""
+
+    def __init__(self, channels, layer_reuse):
+        super().__init__()
+        norms = lambda size: nn.ModuleList(
+            nn.BatchNorm2d(size) for _ in range(layer_reuse)
+        )
+        self.dw = conv(channels, 2 * channels, 3, groups=channels)
+        self.pw = conv(2 * channels, channels, 1, groups=8)
+        self.dw_bn_list = norms(2 * channels)
+        self.pw_bn_list = norms(channels)
+
+    def forward(self, x):
+        for i, (dw_bn, pw_bn) in enumerate(
+            zip(self.dw_bn_list, self.pw_bn_list, strict=True)
+        ):
+            if i:
+                x = channel_shuffle(torch.cat(x.chunk(2, 1)[::-1], 1), 2)
+            x = functional.relu(x + pw_bn(self.pw(dw_bn(self.dw(x)))))
+        return x
+
+
+# --- MobileNet --------------------------------------------------------------------
+
+
+class MobileNet(nn.Module):
+    """As `lrunet_jax.models.MobileNet`."""
+
+    def __init__(self, image_channels, classes, width_mult, drop=0.2):
+        super().__init__()
+        width = int(32 * width_mult)
+        layers = [
+            nn.Sequential(
+                conv(image_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()
+            )
+        ]
+        for channels, blocks, stride in mobilenet.STAGES:
+            outputs = int(channels * width_mult)
+            for i in range(blocks):
+                layers.append(DepthwiseSeparable(width, outputs, 1 if i else stride))
+                width = outputs
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(nn.Dropout(drop), nn.Linear(width, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise, norm, ReLU, pointwise, norm, ReLU."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = conv(inputs, inputs, 3, stride, groups=inputs)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv2 = conv(inputs, outputs, 1)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(x)))
+
+
+# --- MobileNetV2 ------------------------------------------------------------------
+
+
+class MobileNetV2(nn.Module):
+    """As `lrunet_jax.models.MobileNetV2`."""
+
+    def __init__(self, image_channels, classes, width_mult, drop=0.2):
+        super().__init__()
+        width, last = int(32 * width_mult), int(1280 * max(1, width_mult))
+        block = lambda inputs, outputs, size: nn.Sequential(
+            conv(inputs, outputs, size), nn.BatchNorm2d(outputs), nn.ReLU6()
+        )
+        layers = [block(image_channels, width, 3)]
+        for expansion, channels, blocks, stride in mobilenet_v2.STAGES:
+            outputs = int(channels * width_mult)
+            for i in range(blocks):
+                layers.append(
+                    InvertedResidual(width, outputs, 1 if i else stride, expansion)
+                )
+                width = outputs
+        self.features = nn.Sequential(*layers, block(width, last, 1))
+        self.classifier = nn.Sequential(nn.Dropout(drop), nn.Linear(last, classes))
+        init_he_normal(self)
+        nn.init.normal_(self.classifier[1].weight, 0, 0.01)
+        nn.init.zeros_(self.classifier[1].bias)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    """Pointwise to the hidden channels, depthwise, pointwise without ReLU."""
+
+    def __init__(self, inputs, outputs, stride, expansion):
+        super().__init__()
+        hidden = inputs * expansion
+        expand = [conv(inputs, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU6()]
+        self.conv = nn.Sequential(
+            *(expand if expansion > 1 else []),
+            conv(hidden, hidden, 3, stride, groups=hidden),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU6(),
+            conv(hidden, outputs, 1),
+            nn.BatchNorm2d(outputs),
+        )
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+# --- ShuffleNet -------------------------------------------------------------------
+
+
+class ShuffleNet(nn.Module):
+    """As `lrunet_jax.models.ShuffleNet`."""
+
+    def __init__(self, image_channels, classes, width_mult, groups=3):
+        super().__init__()
+        inputs = int(shufflenet.STEM_CHANNELS * width_mult)
+        self.conv1 = conv(image_channels, inputs, 3)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        planes = [int(size * width_mult) for size in shufflenet.PLANES[groups]]
+        for stage, (outputs, blocks) in enumerate(
+            zip(planes, shufflenet.BLOCKS, strict=True), start=1
+        ):
+            layers = [Bottleneck(inputs, outputs - inputs, groups, stride=2)]
+            layers += [Bottleneck(outputs, outputs, groups) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+            inputs = outputs
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+class Bottleneck(nn.Module):
+    """Grouped pointwise, shuffle, depthwise, grouped pointwise, shortcut."""
+
+    def __init__(self, inputs, outputs, groups, stride=1):
+        super().__init__()
+        mid = outputs // (4 * groups) * groups
+        self.groups, self.stride = groups, stride
+        self.conv1 = conv(inputs, mid, 1, groups=groups)
+        self.bn1 = nn.BatchNorm2d(mid)
+        self.conv2 = conv(mid, mid, 3, stride, groups=mid)
+        self.bn2 = nn.BatchNorm2d(mid)
+        self.conv3 = conv(mid, outputs, 1, groups=groups)
+        self.bn3 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(channel_shuffle(y, self.groups))))
+        y = self.bn3(self.conv3(y))
+        if self.stride == 1:
+            return functional.relu(x + y)
+        return functional.relu(torch.cat([y, functional.avg_pool2d(x, 3, 2, 1)], 1))
+
+
+# --- ShuffleNetV2 -----------------------------------------------------------------
+
+
+class ShuffleNetV2(nn.Module):
+    """As `lrunet_jax.models.ShuffleNetV2`."""
+
+    def __init__(self, image_channels, classes, width_mult):
+        super().__init__()
+        inputs = shufflenet_v2.STEM_CHANNELS
+        self.conv1 = conv(image_channels, inputs, 3)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        *stages, last = shufflenet_v2.CHANNELS[width_mult]
+        for stage, (outputs, blocks) in enumerate(
+            zip(stages, shufflenet_v2.BLOCKS, strict=True), start=1
+        ):
+            layers: list[nn.Module] = [DownBlock(inputs, outputs // 2)]
+            layers += [BasicBlock(outputs // 2) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+            inputs = outputs
+        self.conv2 = conv(inputs, last, 1)
+        self.bn2 = nn.BatchNorm2d(last)
+        self.linear = nn.Linear(last, classes)
+
+    def forward(self, x):
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = functional.relu(self.bn2(self.conv2(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """Half of the channels pass; the others go through three convolutions."""
+
+    def __init__(self, half):
+        super().__init__()
+        self.conv1 = conv(half, half, 1)
+        self.bn1 = nn.BatchNorm2d(half)
+        self.conv2 = conv(half, half, 3, groups=half)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = conv(half, half, 1)
+        self.bn3 = nn.BatchNorm2d(half)
+
+    def forward(self, x):
+        left, right = x.chunk(2, 1)
+        right = functional.relu(self.bn1(self.conv1(right)))
+        right = self.bn2(self.conv2(right))
+        right = functional.relu(self.bn3(self.conv3(right)))
+        return channel_shuffle(torch.cat([left, right], 1), 2)
+
+
+class DownBlock(nn.Module):
+    """Both halves of the output are made of all channels, at stride 2."""
+
+    def __init__(self, inputs, half):
+        super().__init__()
+        self.conv1 = conv(inputs, inputs, 3, 2, groups=inputs)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv2 = conv(inputs, half, 1)
+        self.bn2 = nn.BatchNorm2d(half)
+        self.conv3 = conv(inputs, half, 1)
+        self.bn3 = nn.BatchNorm2d(half)
+        self.conv4 = conv(half, half, 3, 2, groups=half)
+        self.bn4 = nn.BatchNorm2d(half)
+        self.conv5 = conv(half, half, 1)
+        self.bn5 = nn.BatchNorm2d(half)
+
+    def forward(self, x):
+        left = self.bn1(self.conv1(x))
+        left = functional.relu(self.bn2(self.conv2(left)))
+        right = functional.relu(self.bn3(self.conv3(x)))
+        right = self.bn4(self.conv4(right))
+        right = functional.relu(self.bn5(self.conv5(right)))
+        return channel_shuffle(torch.cat([left, right], 1), 2)
+
+
+_MODELS = {
+    "lrunet": LruNet,
+    "mobilenet": MobileNet,
+    "mobilenet_v2": MobileNetV2,
+    "shufflenet": ShuffleNet,
+    "shufflenet_v2": ShuffleNetV2,
+}
