@@ -55,7 +55,7 @@ def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str
 def compare_torch(
     stored: StoredModel, split: data.Split, batch_size: int, logits: np.ndarray
 ) -> dict[str, Any]:
-    """What PyTorch makes of the same network and images.
+    """What PyTorch makes of the same network and images, on the CPU.
 
     Returns:
       `torch_correct`, `logit_difference`, the largest from `logits` here, and
@@ -70,7 +70,7 @@ def compare_torch(
     tensors = to_state_dict(stored.variables, stored.counters)
     as_tensor = lambda array: torch.from_numpy(np.array(array))
     model.load_state_dict({name: as_tensor(array) for name, array in tensors.items()})
-    model = model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     images = torch.from_numpy(split.images).movedim(3, 1)  # channels last in memory
     forward = torch.inference_mode()(lambda batch: model(batch.float() / 255).numpy())

@@ -1,5 +1,6 @@
 """Trained networks on disk: PyTorch's files, converted directories, runs."""
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -172,7 +173,7 @@ def _open_torch(path):
     try:
         arguments, channels = identify(tensors)
         variables, counters = from_state_dict(
-            tensors, _abstract_variables(arguments, channels)
+            tensors, _abstract_variables(create_model(**arguments), channels)
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
@@ -231,7 +232,7 @@ def _open_run(workdir, step):
 def _checked(stored, directory):
     """`stored`, if its variables are those of its model."""
     try:
-        expected = _abstract_variables(stored.arguments, stored.channels)
+        expected = _abstract_variables(stored.create_model(), stored.channels)
         require_same_leaves(expected, stored.variables)
     except ValueError as error:
         raise _damaged(directory, error) from None
@@ -243,8 +244,8 @@ def _damaged(directory, error):
     return InputError(f"{directory} can't be read: {reason}")
 
 
-def _abstract_variables(arguments, channels):
-    model = create_model(**arguments)
+@functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
+def _abstract_variables(model, channels):
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {name: variables[name] for name in ("params", "batch_stats")}

@@ -122,7 +122,7 @@ class MobileNet(nn.Module):
     def __init__(self, image_channels, classes, width_mult, drop=0.2):
         super().__init__()
         width = int(32 * width_mult)
-        layers = [
+        layers: list[nn.Module] = [
             nn.Sequential(
                 conv(image_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()
             )
@@ -166,7 +166,7 @@ class MobileNetV2(nn.Module):
         block = lambda inputs, outputs, size: nn.Sequential(
             conv(inputs, outputs, size), nn.BatchNorm2d(outputs), nn.ReLU6()
         )
-        layers = [block(image_channels, width, 3)]
+        layers: list[nn.Module] = [block(image_channels, width, 3)]
         for expansion, channels, blocks, stride in mobilenet_v2.STAGES:
             outputs = int(channels * width_mult)
             for i in range(blocks):
@@ -175,10 +175,11 @@ class MobileNetV2(nn.Module):
                 )
                 width = outputs
         self.features = nn.Sequential(*layers, block(width, last, 1))
-        self.classifier = nn.Sequential(nn.Dropout(drop), nn.Linear(last, classes))
+        linear = nn.Linear(last, classes)
+        self.classifier = nn.Sequential(nn.Dropout(drop), linear)
         init_he_normal(self)
-        nn.init.normal_(self.classifier[1].weight, 0, 0.01)
-        nn.init.zeros_(self.classifier[1].bias)
+        nn.init.normal_(linear.weight, 0, 0.01)
+        nn.init.zeros_(linear.bias)
 
     def forward(self, x):
         return self.classifier(self.features(x).mean((2, 3)))
@@ -217,13 +218,13 @@ class ShuffleNet(nn.Module):
         self.conv1 = conv(image_channels, inputs, 3)
         self.bn1 = nn.BatchNorm2d(inputs)
         planes = [int(size * width_mult) for size in shufflenet.PLANES[groups]]
-        for stage, (outputs, blocks) in enumerate(
-            zip(planes, shufflenet.BLOCKS, strict=True), start=1
-        ):
+        stages = []
+        for outputs, blocks in zip(planes, shufflenet.BLOCKS, strict=True):
             layers = [Bottleneck(inputs, outputs - inputs, groups, stride=2)]
             layers += [Bottleneck(outputs, outputs, groups) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
             inputs = outputs
+        self.layer1, self.layer2, self.layer3 = stages
         self.linear = nn.Linear(inputs, classes)
 
     def forward(self, x):
@@ -266,14 +267,14 @@ class ShuffleNetV2(nn.Module):
         inputs = shufflenet_v2.STEM_CHANNELS
         self.conv1 = conv(image_channels, inputs, 3)
         self.bn1 = nn.BatchNorm2d(inputs)
-        *stages, last = shufflenet_v2.CHANNELS[width_mult]
-        for stage, (outputs, blocks) in enumerate(
-            zip(stages, shufflenet_v2.BLOCKS, strict=True), start=1
-        ):
+        *planes, last = shufflenet_v2.CHANNELS[width_mult]
+        stages = []
+        for outputs, blocks in zip(planes, shufflenet_v2.BLOCKS, strict=True):
             layers: list[nn.Module] = [DownBlock(inputs, outputs // 2)]
             layers += [BasicBlock(outputs // 2) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
             inputs = outputs
+        self.layer1, self.layer2, self.layer3 = stages
         self.conv2 = conv(inputs, last, 1)
         self.bn2 = nn.BatchNorm2d(last)
         self.linear = nn.Linear(last, classes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from lrunet_jax import create_model, list_models, ops
+from lrunet_jax import create_model, ops
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import LruNet
 
@@ -276,7 +276,7 @@ def test_logits_are_never_negative_and_any_image_size_works():
     [
         ("layer_reuse", 0, "at least 1"),
         ("width_mult", 0.3, "multiple of 0.125"),
-        ("width_mult", 0.0, "positive multiple"),
+        ("width_mult", 0.0, "positive"),
         ("drop", 1.0, r"in \[0, 1\)"),
         ("unroll", 0, "at least 1"),
         ("num_classes", 0, "at least 1"),
@@ -291,6 +291,5 @@ def test_a_bad_field_is_named_with_what_is_allowed(field, value, allowed):
 
 
 def test_an_unknown_model_is_refused():
-    assert list_models() == ["lrunet"]
     with pytest.raises(InputError, match="did you mean 'lrunet'"):
         create_model("lrunt")

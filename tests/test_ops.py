@@ -173,6 +173,31 @@ def pool_by_hand(x, cotangent):
     return out, grad
 
 
+@examples
+@given(
+    lowering=lowerings,
+    channels=st.sampled_from([1, 3]),
+    height=sizes,
+    width=sizes,
+    batch=batches,
+    seed=seeds,
+)
+def test_avg_pool_counts_the_padding(lowering, channels, height, width, batch, seed):
+    x = normal(seed, channels, height, width, batch)
+    box = jnp.kron(jnp.eye(channels), jnp.full((3, 3, 1, 1), 1 / 9))
+    assert_same(
+        lambda x: ops.avg_pool(x, lowering=lowering),
+        lambda x: reference_conv(x, box, 2, 1),
+        x,
+    )
+
+
+def test_channel_shuffle_takes_one_channel_of_each_group():
+    x = jnp.arange(6.0).reshape(6, 1, 1, 1)
+    assert ops.channel_shuffle(x, 2).ravel().tolist() == [0, 3, 1, 4, 2, 5]
+    assert ops.channel_shuffle(x, 3).ravel().tolist() == [0, 2, 4, 1, 3, 5]
+
+
 @pytest.mark.parametrize("mean", [0.0, 3.0])
 def test_batch_norm_is_its_formula(mean):
     x, scale, bias = normal(0, 6, 5, 4, 3) + mean, normal(1, 6), normal(2, 6)
