@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.state import TrainState
 
 
@@ -87,12 +87,8 @@ class Checkpoints:
             try:
                 restored = self._restore(step, state)
             except Exception as error:  # Orbax has many names for damage
-                reason = str(error).splitlines()[:1]
                 damaged.append(step)
-                print(
-                    f"checkpoint {step} can't be read: {error.__class__.__name__}",
-                    *reason,
-                )
+                print(f"checkpoint {step} can't be read: {in_one_line(error)}")
             else:
                 self._set_aside(damaged)
                 return restored
@@ -180,9 +176,9 @@ def read_checkpoint(
             )
             metrics = manager.metrics(step) or {}
         except Exception as error:  # Orbax has many names for damage
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise InputError(
-                f"checkpoint {step} of {steps} in {directory} can't be read: {reason}"
+                f"checkpoint {step} of {steps} in {directory} can't be read: "
+                f"{in_one_line(error)}"
             ) from None
     return step, restored["state"], restored["config"], metrics
 

@@ -22,12 +22,20 @@ def run(main: Callable[[], None]) -> None:
     The latter two end with one line on standard error.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
+    sys.unraisablehook = _report_unraisable
     try:
         main()
     except InputError as error:
         _fail(error, status=2)
     except DivergedError as error:
         _fail(error, status=1)
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    # Where a checkpoint is damaged, Orbax gives up at the first array; TensorStore goes
+    # on reading the others, and complains for each that nobody listens any more.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def parse_flags(argv: Sequence[str], default_config: str) -> None:

@@ -26,5 +26,11 @@ def require_known(field: str, value: str, known: Iterable[str]) -> None:
         raise InputError(f"{field} is {value!r}{hint}; known are {', '.join(known)}")
 
 
+def in_one_line(error: Exception) -> str:
+    """Its class and the beginning of its message, for an error of a library's."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message:.200}"
+
+
 class DivergedError(ArithmeticError):
     """The loss or the weights are not finite any more."""

@@ -17,7 +17,7 @@ from flax import linen as nn
 from lrunet_jax import published, torch_format
 from lrunet_jax.checkpoint import read_checkpoint, require_same_leaves
 from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.models import create_model
 from lrunet_jax.state_dict import from_state_dict, identify, to_state_dict
 
@@ -162,9 +162,13 @@ def _open_torch(path):
         )
     tree = tree if isinstance(tree, dict) else {}
     tensors = tree.get("net", tree)
-    if not isinstance(tensors, dict) or not all(
-        isinstance(key, str) and isinstance(value, np.ndarray)
-        for key, value in tensors.items()
+    if (
+        not tensors
+        or not isinstance(tensors, dict)
+        or not all(
+            isinstance(key, str) and isinstance(value, np.ndarray)
+            for key, value in tensors.items()
+        )
     ):
         raise InputError(
             f"{path} holds no state_dict: neither tensors by name, nor a dict of which "
@@ -240,8 +244,7 @@ def _checked(stored, directory):
 
 
 def _damaged(directory, error):
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-    return InputError(f"{directory} can't be read: {reason}")
+    return InputError(f"{directory} can't be read: {in_one_line(error)}")
 
 
 @functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file

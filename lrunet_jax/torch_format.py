@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-from lrunet_jax.errors import InputError
+from lrunet_jax.errors import InputError, in_one_line
 
 MAX_BYTES = 1 << 28  # of a file; the networks here have about a million weights
 MAX_OPCODES = 1_000_000  # of a pickle; some 40 a tensor
@@ -67,8 +67,7 @@ def read(path: str | os.PathLike) -> Any:
     except InputError as error:
         raise InputError(f"{path} is not a PyTorch file of weights: {error}") from None
     except Exception as error:  # damage has many names
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path} is damaged ({reason})") from None
+        raise InputError(f"{path} is damaged: {in_one_line(error)}") from None
 
 
 def write(path: str | os.PathLike, tree: Any) -> None:

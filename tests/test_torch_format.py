@@ -281,8 +281,8 @@ def test_a_legacy_file_cut_short_or_too_long_is_refused(tmp_path):
             torch_format.read(path)
 
 
-DAMAGE = """
-import pathlib, random, resource, sys, warnings
+DAMAGE = r"""
+import pathlib, random, re, sys, warnings
 from lrunet_jax.errors import InputError
 from lrunet_jax.stored_model import open_model
 warnings.simplefilter("error")
@@ -302,10 +302,11 @@ for i in range(1000):
         outcome = "read"
     except InputError as error:
         outcome = "refused"
-        assert "\\n" not in str(error), str(error)
+        assert "\n" not in str(error), str(error)
         assert len(str(error)) < 1000, str(error)
     counts[outcome, "cut" if i % 2 else "flipped"] = 1
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Of this process alone: ru_maxrss begins with what the parent had.
+print(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 print(sorted(counts))
 """
 
@@ -328,7 +329,7 @@ def test_a_thousand_damaged_files_get_a_line_each_and_little_memory(shared, tmp_
     )
     assert result.returncode == 0, result.stderr
     kilobytes, outcomes = result.stdout.splitlines()
-    assert int(kilobytes) < 1e6
+    assert int(kilobytes) < 1e6, kilobytes
     assert outcomes == str(
         [("read", "flipped"), ("refused", "cut"), ("refused", "flipped")]
     )

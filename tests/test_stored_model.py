@@ -1,0 +1,284 @@
+"""Trained networks: opened from whatever holds them, and written again."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import lrunet_jax
+from configs import digits
+from lrunet_jax import torch_format
+from lrunet_jax.errors import InputError
+from lrunet_jax.stored_model import open_model, save_model
+from lrunet_jax.torch_models import create_torch_model
+from lrunet_jax.training import train_and_evaluate
+
+
+def run(command, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"lrunet_jax.{command}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def lru1(shared):
+    return shared / "checkpoints" / "cifar10-lru1-ckpt-08391.t7"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of three epochs, whose accuracies are then set: the second is best."""
+    config = digits.get_config()
+    config.model = ml_collections.ConfigDict(
+        {"name": "lrunet", "layer_reuse": 1, "width_mult": 0.125}
+    )
+    config.epochs = 3
+    config.batch_size = 256
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    train_and_evaluate(config, str(path))
+    return path
+
+
+def steps_of(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def assert_same_variables(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# --- Opening ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_golden_logits_through_load_and_apply_alone(shared):
+    paths = sorted(shared.glob("checkpoints/*.t7"))
+    assert len(paths) == 18
+    with np.load(shared / "golden" / "images.npz") as images:
+        for path in paths:
+            model, variables = lrunet_jax.load(path)
+            pixels = images[path.stem].astype(np.float32) / 255
+            with jax.default_matmul_precision("highest"):
+                logits = jax.jit(model.apply)(variables, pixels)
+            with np.load(shared / "golden" / f"{path.stem}.npz") as golden:
+                expected = golden["logits"]
+            # The original's own logits move by 1.1e-5 with the batch's composition.
+            assert np.abs(logits - expected).max() < 1e-4, path
+
+
+def test_logits_of_a_file_that_no_golden_number_knows(tmp_path):
+    torch.manual_seed(3)
+    oracle = create_torch_model("shufflenet", 3, 10, 0.5, groups=4)
+    for _ in range(5):  # until its statistics are its own
+        oracle.train()(torch.rand(16, 3, 32, 32))
+    torch.save(oracle.state_dict(), tmp_path / "mine.pth")
+    model, variables = lrunet_jax.load(str(tmp_path / "mine.pth"))
+    images = np.random.default_rng(0).uniform(size=(5, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = oracle.eval()(torch.from_numpy(images).movedim(3, 1)).numpy()
+    logits = jax.jit(model.apply)(variables, images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_what_is_known_of_a_published_file(lru1, tmp_path):
+    stored = open_model(lru1)
+    assert stored.name == "cifar10-lru1"
+    assert stored.arguments == {
+        "name": "lrunet",
+        "num_classes": 10,
+        "width_mult": 1.0,
+        "layer_reuse": 1,
+    }
+    assert (stored.dataset, stored.channels) == ("cifar10", 3)
+    assert (stored.accuracy, stored.epoch) == (0.8391, 231)
+    # It is known by its content, not by its name.
+    shutil.copy(lru1, tmp_path / "other.t7")
+    assert open_model(tmp_path / "other.t7").name == "cifar10-lru1"
+
+
+def test_a_published_name_on_another_content_is_a_warning(lru1, tmp_path):
+    content = bytearray(lru1.read_bytes())
+    content[-5] ^= 1  # of the last tensor's numbers
+    path = tmp_path / lru1.name
+    path.write_bytes(content)
+    with pytest.warns(
+        UserWarning, match="name of a published file, but another sha256"
+    ):
+        assert open_model(path).name == lru1.stem
+
+
+def test_a_run_gives_its_best_checkpoint_or_the_one_that_is_asked_for(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    best = max(lines, key=lambda line: (line["test_accuracy"], line["step"]))
+    stored = open_model(workdir)
+    assert stored.accuracy == pytest.approx(best["test_accuracy"])
+    assert (stored.epoch, stored.counters) == (best["epoch"] - 1, best["step"])
+    assert (stored.name, stored.dataset, stored.channels) == ("tiny", "digits", 1)
+    for step in steps_of(workdir):
+        by_step = open_model(workdir, step=step)
+        assert by_step.counters == step
+        by_path = open_model(workdir / "checkpoints" / str(step))
+        assert_same_variables(by_path.variables, by_step.variables)
+    first, last = (open_model(workdir, step) for step in steps_of(workdir)[-2:])
+    assert not np.array_equal(
+        first.variables["params"]["features_0"]["kernel"],
+        last.variables["params"]["features_0"]["kernel"],
+    )
+
+
+def test_opening_a_run_leaves_it_as_it_is(workdir):
+    before = sorted(str(path) for path in workdir.rglob("*"))
+    open_model(workdir)
+    assert sorted(str(path) for path in workdir.rglob("*")) == before
+
+
+def test_what_cannot_be_opened_gets_one_line(workdir, lru1, tmp_path):
+    (tmp_path / "empty").mkdir()
+    torch.save({"net": [1, 2]}, tmp_path / "list.pt")
+    torch.save([torch.ones(1)], tmp_path / "top.pt")
+    torch.save({"net": {"a": torch.ones(1)}}, tmp_path / "other.pt")
+    tensors = torch_format.read(lru1)
+    torch_format.write(tmp_path / "acc.pt", tensors | {"acc": "high"})
+    torch_format.write(tmp_path / "epoch.pt", tensors | {"epoch": [1]})
+    for path, step, reason in (
+        (
+            tmp_path / "missing.t7",
+            None,
+            "must be a PyTorch file, a converted directory",
+        ),
+        ("cifar10-lru15", None, r"cifar10-lru14"),
+        (tmp_path / "empty", None, "must be a converted directory, a run's workdir"),
+        (tmp_path / "list.pt", None, "holds no state_dict"),
+        (tmp_path / "top.pt", None, "holds no state_dict"),
+        (tmp_path / "other.pt", None, "can't be converted: no tensor is of one of"),
+        (tmp_path / "acc.pt", None, "acc is 'high'; it must be a number"),
+        (tmp_path / "epoch.pt", None, r"epoch is \[1\]; it must be a number"),
+        (workdir, 7777, r"step is 7777; it must be one of those in .*\[\d+, "),
+        (lru1, 3, "step is 3; it must be left out"),
+    ):
+        with pytest.raises(InputError, match=reason) as error:
+            open_model(path, step)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    step = steps_of(workdir)[-1]
+    for path in (tmp_path / "run" / "checkpoints" / str(step)).rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
+    result = run("evaluate", tmp_path / "run", f"--step={step}")
+    assert result.returncode == 2
+    assert re.match(rf"error: checkpoint {step} of .* can't be read: ", result.stderr)
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert len(result.stderr) < 500
+
+
+# --- Writing ----------------------------------------------------------------------
+
+
+def test_all_published_go_to_orbax_and_back_with_their_bits(shared, tmp_path):
+    paths = sorted(shared.glob("checkpoints/*.t7"))
+    assert len(paths) == 18
+    for path in paths:
+        stored = open_model(path)
+        save_model(stored, str(tmp_path / path.stem))
+        converted = open_model(tmp_path / path.stem)
+        assert converted._replace(variables=0) == stored._replace(variables=0)
+        assert_same_variables(converted.variables, stored.variables)
+        target = tmp_path / f"{path.stem}.pt"
+        save_model(converted, str(target), module_prefix=True)
+        first, last = torch_format.read(path), torch.load(target, weights_only=True)
+        assert (last["acc"], last["epoch"]) == (first["acc"], first["epoch"])
+        for name, tensor in first["net"].items():
+            assert last["net"].pop(name).numpy().tobytes() == tensor.tobytes()
+        assert all(name.endswith("num_batches_tracked") for name in last["net"])
+
+
+def test_the_original_s_classes_load_what_is_written_here(workdir, tmp_path):
+    save_model(open_model(workdir), str(tmp_path / "weights.pt"))
+    tree = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert set(tree) == {"net", "acc", "epoch"}
+    stored = open_model(workdir)
+    assert tree["acc"] == pytest.approx(100 * stored.accuracy)
+    oracle = create_torch_model("lrunet", 1, 10, 0.125, layer_reuse=1).eval()
+    oracle.load_state_dict(tree["net"], strict=True)
+    assert int(tree["net"]["features.1.num_batches_tracked"]) == stored.counters
+    images = np.random.default_rng(0).uniform(size=(4, 32, 32, 1)).astype(np.float32)
+    model, variables = lrunet_jax.load(workdir)
+    with torch.no_grad():
+        expected = oracle(torch.from_numpy(images).movedim(3, 1)).numpy()
+    np.testing.assert_allclose(model.apply(variables, images), expected, atol=1e-4)
+
+
+def test_batch_counters_are_kept_one_by_one(tmp_path):
+    oracle = create_torch_model("mobilenet", 3, 10, 0.25)
+    oracle.features[3].bn1.num_batches_tracked.fill_(7)
+    torch.save({"net": oracle.state_dict(), "acc": 10.0, "epoch": 1}, tmp_path / "a.pt")
+    save_model(open_model(tmp_path / "a.pt"), str(tmp_path / "b"))
+    save_model(open_model(tmp_path / "b"), str(tmp_path / "c.pt"))
+    found = torch.load(tmp_path / "c.pt", weights_only=True)["net"]
+    assert found.keys() == oracle.state_dict().keys()
+    for name, tensor in oracle.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_target_that_exists_is_left_alone(lru1, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there.pt").write_text("mine")
+    stored = open_model(lru1)
+    for name in ("there", "there.pt"):
+        with pytest.raises(InputError, match=r"target is .* does not exist yet"):
+            save_model(stored, str(tmp_path / name))
+    assert (tmp_path / "there.pt").read_text() == "mine"
+    assert list((tmp_path / "there").iterdir()) == []
+    with pytest.raises(InputError, match="module_prefix is True; it must be left out"):
+        save_model(stored, str(tmp_path / "directory"), module_prefix=True)
+
+
+def test_a_converted_directory_of_another_model_is_refused(lru1, tmp_path):
+    stored = open_model(lru1)
+    wrong = stored._replace(arguments=stored.arguments | {"layer_reuse": 2})
+    save_model(wrong, str(tmp_path / "wrong"))
+    with pytest.raises(InputError, match=r"can't be read: .*dw_bn_list"):
+        open_model(tmp_path / "wrong")
+
+
+@pytest.mark.slow
+def test_the_command_converts_both_ways(lru1, tmp_path):
+    directory, file = tmp_path / "orbax", tmp_path / "weights.pt"
+    result = run("convert", lru1, directory)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("cifar10-lru1: lrunet (num_classes=10, width_mult=")
+    assert run("convert", directory, file).returncode == 0
+    assert open_model(file).accuracy == 0.8391
+    again = run("convert", lru1, directory)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: target is ")
+    assert again.stderr.count("\n") == 1
+
+
+def test_importing_the_package_imports_no_torch_nor_tfds():
+    code = (
+        "import sys, lrunet_jax; "
+        "print({'torch', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, env=environment, text=True) == "set()\n"
