@@ -1,0 +1,67 @@
+"""The published accuracies, to the image."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from lrunet_jax.published import PUBLISHED
+
+
+def compare(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "lrunet_jax.compare", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
+    paths = sorted(shared.glob("checkpoints/*.t7"))
+    result = compare(*paths, f"--data_dir={shared / 'tfds'}", "--json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert {row["name"] for row in rows} == PUBLISHED.keys()
+    for row in rows:
+        assert row["difference"] == 0, row
+        assert row["total"] == 10_000
+        assert row["correct"] == PUBLISHED[row["name"]].correct
+        assert row["published"] == row["correct"] / 10_000
+        assert row["dataset"] == PUBLISHED[row["name"]].dataset
+        assert row["params"] > row["conv_params"] > 0
+
+
+@pytest.mark.slow
+def test_pytorch_beside_it(shared):
+    paths = [
+        shared / "checkpoints" / name
+        for name in (
+            "fashionmnist-lru1-ckpt-09117.t7",
+            "fmnist-shufflenetv2-025x-ckpt-09342.t7",
+        )
+    ]
+    arguments = (*paths, f"--data_dir={shared / 'tfds'}", "--torch")
+    result = compare(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    for row in json.loads(result.stdout):
+        assert row["torch_correct"] == row["correct"]
+        # float32 logits of either side move by 1e-5 with the order of their sums.
+        assert 0 < row["logit_difference"] < 1e-4
+        assert row["torch_images_per_second"] > 0
+    table = compare(*arguments).stdout
+    assert table.startswith("| checkpoint")
+    assert "| 91.17%" in table
+    assert table.count("\n") == 4
+
+
+def test_a_mistake_gets_one_line(shared):
+    path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    result = compare(path, "nothing", f"--data_dir={shared / 'tfds'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: path is 'nothing'; it must be")
+    assert result.stderr.count("\n") == 1
