@@ -1,9 +1,6 @@
-"""The configs and the README's other commands."""
-
-import re
+"""The configs."""
 
 import pytest
-from conftest import ROOT
 
 from configs import digits, lrunet
 from lrunet_jax import create_model
@@ -29,11 +26,3 @@ def test_the_paper_s_recipe(dataset, width):
 def test_an_unknown_argument_is_refused(get_config):
     with pytest.raises(ValueError, match="config argument is 'mnist'"):
         get_config("mnist")
-
-
-@pytest.mark.slow
-def test_the_readme_s_python_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    names = {}
-    exec(code, names)
-    assert names["logits"].shape == (8, 10)
