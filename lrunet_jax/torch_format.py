@@ -22,8 +22,13 @@ import numpy as np
 
 from lrunet_jax.errors import InputError, in_one_line
 
-MAX_BYTES = 1 << 28  # of a file; the networks here have about a million weights
+# More than files of weights need, and little enough for any content to be harmless.
+MAX_BYTES = 1 << 26  # of a file; the networks here have about a million weights
 MAX_OPCODES = 1_000_000  # of a pickle; some 40 a tensor
+MAX_ENTRIES = 100_000  # of a zip archive; one a tensor
+MAX_LENGTH = 1000  # of a string
+MAX_BITS = 80  # of an integer; _MAGIC has them
+MAX_NDIM = 32
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the legacy container
 _LEGACY_VERSION = 1001
@@ -47,27 +52,44 @@ def read(path: str | os.PathLike) -> Any:
     """What `torch.save` put into a file, with tensors as NumPy arrays.
 
     The arrays have the bits and the shapes of `torch.load(weights_only=True)`.
-    Parameters become arrays, an OrderedDict becomes a dict.
+    Parameters become arrays, an OrderedDict becomes a dict. Of what PyTorch would
+    load, quantised, complex, sparse and expanded tensors are refused.
 
     Raises:
       InputError: for a file that can't be read, is damaged, is larger than MAX_BYTES,
         or holds anything but tensors, numbers, strings and plain containers.
     """
+    return loads(read_bytes(path), path)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The content of a file of at most MAX_BYTES.
+
+    Raises:
+      InputError: for a larger one, or what is no file or can't be read.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+        raise InputError(f"{path} is no file")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
+    return data
+
+
+def loads(data: bytes, path: str | os.PathLike) -> Any:
+    """As `read`, of the content of the file `path`."""
     try:
-        if len(data) > MAX_BYTES:
-            _refuse(f"it is larger than {MAX_BYTES:,} bytes")
-        if data.startswith(b"PK"):
-            return _read_zip(data)
-        return _read_legacy(data)
+        tree = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
+        _require_plain(tree)
     except InputError as error:
         raise InputError(f"{path} is not a PyTorch file of weights: {error}") from None
     except Exception as error:  # damage has many names
         raise InputError(f"{path} is damaged: {in_one_line(error)}") from None
+    return tree
 
 
 def write(path: str | os.PathLike, tree: Any) -> None:
@@ -93,10 +115,15 @@ def write(path: str | os.PathLike, tree: Any) -> None:
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             archive.writestr(info, content)
     path = pathlib.Path(path)
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(file.getvalue())
-        part.replace(path)
+        with open(part, "xb") as target:
+            try:
+                target.write(file.getvalue())
+                part.replace(path)
+            except OSError:
+                part.unlink()
+                raise
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror}") from None
 
@@ -105,17 +132,19 @@ def write(path: str | os.PathLike, tree: Any) -> None:
 
 
 def _read_zip(data: bytes) -> Any:
+    if data.count(b"PK\x01\x02") > MAX_ENTRIES:  # each begins an entry's header
+        _refuse(f"it is a zip archive of more than {MAX_ENTRIES:,} entries")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         pickles = [n for n in archive.namelist() if n.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            _refuse("the zip archive has no data.pkl")
+            _refuse("the zip archive has not one data.pkl")
         root = pickles[0].removesuffix("data.pkl")
 
         def entry(name: str) -> bytes:
             info = archive.getinfo(root + name)
             # Stored only, as PyTorch does: a compressed entry may unpack to anything.
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
-                _refuse(f"entry {name} is compressed or larger than the file")
+                _refuse(f"entry {name!r:.90} is compressed or larger than the file")
             return archive.read(info)
 
         if f"{root}byteorder" in archive.namelist() and entry("byteorder") != b"little":
@@ -138,12 +167,14 @@ def _read_legacy(data: bytes) -> Any:
     machine = _Machine(len(data))
     tree = machine.run(file)
     keys = _Machine(0).run(file)
-    if sorted(keys) != sorted(machine.storages):
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        _refuse("no list of storages follows")
+    if len(keys) != len(machine.storages) or set(keys) != machine.storages.keys():
         _refuse("the storages that follow are not those that tensors refer to")
     for key in keys:
         storage = machine.storages[key]
         if int.from_bytes(file.read(8), "little", signed=True) != storage.size:
-            _refuse(f"storage {key} is not of the size that its tensors expect")
+            _refuse(f"storage {key!r:.90} is not of the size that its tensors expect")
         _fill(storage, file.read(storage.nbytes), key)
     if rest := len(data) - file.tell():
         _refuse(f"{rest:,} bytes follow the last storage")
@@ -152,8 +183,24 @@ def _read_legacy(data: bytes) -> Any:
 
 def _fill(storage: np.ndarray, content: bytes, key: str) -> None:
     if len(content) != storage.nbytes:
-        _refuse(f"storage {key} has {len(content):,} bytes, not {storage.nbytes:,}")
+        _refuse(
+            f"storage {key!r:.90} has {len(content):,} bytes, not {storage.nbytes:,}"
+        )
     storage[:] = np.frombuffer(content, storage.dtype)
+
+
+def _require_plain(tree: Any) -> None:
+    """Refuses what may be in the middle of a pickle, but is no result of one."""
+    seen: set[int] = set()
+    todo = [tree]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict | list | tuple):
+            if id(value) not in seen:  # containers may contain each other
+                seen.add(id(value))
+                todo.extend(value.values() if isinstance(value, dict) else value)
+        elif not isinstance(value, np.ndarray | str | int | float | None):
+            _refuse("a function or a type as a value")
 
 
 # --- Reading a pickle -------------------------------------------------------------
@@ -170,9 +217,9 @@ class _Machine:
         self.storages: dict[str, np.ndarray] = {}
         self._free_bytes = max_bytes
         self._globals: dict[str, Any] = {
-            "collections OrderedDict": lambda: {},
+            "collections OrderedDict": _ordered_dict,
             "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
-            "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
+            "torch._utils _rebuild_parameter": lambda tensor, grad, hooks: tensor,
             **{f"torch {name}": dtype for name, dtype in _STORAGES.items()},
         }
 
@@ -189,7 +236,7 @@ class _Machine:
             if opcode.name in _CONSTANTS:
                 self._stack.append(_CONSTANTS[opcode.name])
             elif opcode.name in _LITERALS:
-                self._stack.append(argument)
+                self._stack.append(_literal(opcode.name, argument))
             elif opcode.name in _OPERATIONS:
                 _OPERATIONS[opcode.name](self, argument)
             else:
@@ -225,23 +272,28 @@ class _Machine:
         if not isinstance(target, dict):
             _refuse("a pickle that sets an item of what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int):  # others may take forever to hash
+            # Others may take forever to hash, or have the same hash again and again.
+            if not isinstance(key, str) and not (_is_size(key) and key < 1 << 32):
                 _refuse(f"a key of type {type(key).__name__}")
             target[key] = value
 
     def _global(self, name):
         if name not in self._globals:
-            _refuse(f"it refers to {name.replace(' ', '.')!r}, which is not run")
+            _refuse(f"it refers to {name.replace(' ', '.')!r:.90}, which is not run")
         self._stack.append(self._globals[name])
 
     def _stack_global(self, _):
-        module, name = self._pop(2)
-        self._global(f"{module} {name}")
+        names = self._pop(2)
+        if not all(isinstance(name, str) for name in names):
+            _refuse("a pickle that refers to what is no name")
+        self._global(" ".join(names))
 
     def _reduce(self, _):
         function, arguments = self._pop(2)
         if not callable(function) or not isinstance(arguments, tuple):
             _refuse("a pickle that calls what is no function")
+        if len(arguments) > 7:
+            _refuse("a pickle that calls with too many arguments")
         self._stack.append(function(*arguments))
 
     def _build(self, _):
@@ -253,11 +305,14 @@ class _Machine:
 
     def _persistent(self, _):
         """A storage, by ('storage', type, key, device, size[, None])."""
-        kind, dtype, key, _, size, *view = self._stack.pop()
+        identity = self._stack.pop()
+        if not isinstance(identity, tuple) or len(identity) not in (5, 6):
+            _refuse("a persistent id that is no storage")
+        kind, dtype, key, _, size, *view = identity
         if kind != "storage" or not isinstance(key, str) or any(view):
             _refuse("a persistent id that is no storage")
         if not isinstance(dtype, np.dtype) or not _is_size(size):
-            _refuse(f"storage {key} has no type or size")
+            _refuse(f"storage {key!r:.90} has no type or size")
         if key not in self.storages:
             self._free_bytes -= size * dtype.itemsize
             if self._free_bytes < 0:
@@ -265,7 +320,7 @@ class _Machine:
             self.storages[key] = np.zeros(size, dtype)
         storage = self.storages[key]
         if (storage.size, storage.dtype) != (size, dtype):
-            _refuse(f"storage {key} has two types or sizes")
+            _refuse(f"storage {key!r:.90} has two types or sizes")
         self._stack.append(storage)
 
     def _put(self, index):
@@ -311,17 +366,44 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> np.ndarray:
+def _literal(opcode: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if len(value) > MAX_LENGTH:
+            _refuse(f"a string of {len(value):,} characters")
+        # What Python 2 called a string; `pickletools` takes its bytes for Latin-1.
+        return value.encode("latin-1").decode() if "BINSTRING" in opcode else value
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        _refuse(f"an integer of {value.bit_length():,} bits")
+    return value
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[str, Any]:
+    """As Python 2 pickles it: a list of pairs."""
+    if not all(len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        _refuse("an OrderedDict of what is no pair")
+    return dict(pairs)
+
+
+def _rebuild_tensor(
+    storage, offset, shape, strides, requires_grad, hooks, metadata=None
+) -> np.ndarray:
     """A view of a storage; strides count elements."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
         _refuse("a tensor without a storage")
-    if not all(map(_is_size, (offset, *shape, *strides))) or len(shape) > 32:
-        _refuse(f"a tensor of shape {shape}, strides {strides}, offset {offset}"[:200])
+    if metadata:  # such as that it is seen negated
+        _refuse("a tensor with metadata")
+    if not (
+        isinstance(shape, tuple)
+        and isinstance(strides, tuple)
+        and len(shape) == len(strides) <= MAX_NDIM
+        and all(map(_is_size, (offset, *shape, *strides)))
+    ):
+        _refuse("a tensor whose shape, strides or offset are no sizes")
     spans = zip(shape, strides, strict=True)
     last = offset + sum((size - 1) * stride for size, stride in spans)
     count = math.prod(shape)
     if count > storage.size or (count and last >= storage.size):
-        _refuse("a tensor that reaches beyond its storage")
+        _refuse("a tensor larger than its storage, or reaching beyond it")
     if not count:
         return np.zeros(shape, storage.dtype)
     strides = [stride * storage.itemsize for stride in strides]

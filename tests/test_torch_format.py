@@ -142,6 +142,7 @@ def test_a_whole_module_is_refused(options, tmp_path):
 def zip_file(path, pickled, **entries):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
+        archive.writestr("archive/version", "3\n")
         for name, content in entries.items():
             archive.writestr(f"archive/data/{name[1:]}", content)
 
@@ -160,6 +161,22 @@ def tensor(size=4, offset=0, shape=(4,), strides=(1,), storage="FloatStorage"):
     )
 
 
+def text(value):
+    return b"\x80\x02" + pickle.dumps(value, 2)[2:]
+
+
+def doubled(depth):
+    """Opcodes of a tuple of a tuple twice, and so on: 2 ** depth items in print."""
+    steps = (b"h%c\x86q%c" % (i, i + 1) for i in range(depth))
+    return b"]q\x00" + b"".join(steps)
+
+
+def tensor_of(shape):
+    """Opcodes of a tensor whose shape is what those of `shape` push last."""
+    whole = tensor(shape=7)
+    return whole.replace(b"K\x07", shape, 1)
+
+
 def test_the_tensors_of_these_tests_are_read_when_they_are_right(tmp_path):
     zip_file(tmp_path / "x.pt", tensor(shape=(2, 2), strides=(1, 2)), _0=bytes(16))
     assert torch_format.read(tmp_path / "x.pt").shape == (2, 2)
@@ -173,17 +190,18 @@ def test_the_tensors_of_these_tests_are_read_when_they_are_right(tmp_path):
         (tensor(size=2**61), "declare more bytes than the file has"),
         (tensor(size=-1), "no type or size"),
         (tensor(size=True), "no type or size"),
-        (tensor(shape=(5,)), "beyond its storage"),
-        (tensor(offset=1), "beyond its storage"),
-        (tensor(strides=(2,)), "beyond its storage"),
-        (tensor(strides=(-1,)), "strides"),
-        (tensor(offset=-1), "offset -1"),
-        (tensor(shape=(2**40,), strides=(0,)), "beyond its storage"),
+        (tensor(shape=(5,)), "larger than its storage, or reaching"),
+        (tensor(offset=1), "larger than its storage, or reaching"),
+        (tensor(strides=(2,)), "larger than its storage, or reaching"),
+        (tensor(strides=(-1,)), "are no sizes"),
+        (tensor(offset=-1), "are no sizes"),
+        (tensor(shape=(2**40,), strides=(0,)), "larger than its storage, or reaching"),
         (tensor(shape=(2**62, 2**62), strides=(0, 0)), "shape"),
         (tensor(shape=(0, 2**61), strides=(1, 1)), "damaged|shape"),
         (tensor(shape=(1,) * 33, strides=(0,) * 33), "shape"),
         (tensor(shape=(2, 2)), "damaged"),
         (tensor(shape="ab", strides="ab"), "shape"),
+        (tensor(shape=[4]), "are no sizes"),
         (tensor(storage="QInt8Storage"), "'torch.QInt8Storage'"),
         (b"\x80\x02cposix\nsystem\nX\x02\x00\x00\x00ls\x85R.", "'posix.system'"),
         (b"\x80\x02(X\x02\x00\x00\x00lsiposix\nsystem\n.", "opcode INST"),
@@ -211,6 +229,15 @@ def test_the_tensors_of_these_tests_are_read_when_they_are_right(tmp_path):
         (b"\x80\x02I" + b"9" * 10000 + b"\n.", "damaged|opcode INT"),
         (b"\x80\x02" + b"N0" * 600_000 + b"N.", "opcode POP"),
         (b"\x80\x02" + b"N" * 1_100_000 + b".", "more than 1,000,000 opcodes"),
+        (b"\x80\x02ccollections\nOrderedDict\n.", "a function or a type as a value"),
+        (b"\x80\x02ccollections\nOrderedDict\n\x85.", "a function or a type as a"),
+        (b"\x80\x02ctorch\nFloatStorage\n.", "a function or a type as a value"),
+        (text("a" * 1001), "a string of 1,001 characters"),
+        (b"\x80\x02\x8b" + struct.pack("<i", 9999) + b"a" * 9999 + b".", "an integer"),
+        (b"\x80\x02}(K\x01N\x8a\x08" + b"\x7f" * 8 + b"Nu.", "a key of type int"),
+        (b"\x80\x02ccollections\nOrderedDict\n(" + b"N" * 8 + b"tR.", "too many arg"),
+        (b"\x80\x02" + doubled(60) + b"N\x93.", "refers to what is no name"),
+        (tensor_of(doubled(60)), "are no sizes"),
         (b"", "damaged"),
     ],
 )
@@ -245,7 +272,7 @@ def test_archives_that_unpack_to_more_are_refused(tmp_path):
         torch_format.read(tmp_path / "x.pt")
     with zipfile.ZipFile(tmp_path / "y.pt", "w") as archive:
         archive.writestr("other", b"")
-    with pytest.raises(InputError, match=r"no data\.pkl"):
+    with pytest.raises(InputError, match=r"has not one data\.pkl"):
         torch_format.read(tmp_path / "y.pt")
 
 
@@ -262,8 +289,52 @@ def test_what_is_not_there_or_too_large_is_said(tmp_path):
         torch_format.read(tmp_path / "missing.pt")
     with open(tmp_path / "sparse.pt", "wb") as file:
         file.truncate(10**12)
-    with pytest.raises(InputError, match="larger than 268,435,456 bytes"):
+    with pytest.raises(InputError, match="larger than 67,108,864 bytes"):
         torch_format.read(tmp_path / "sparse.pt")
+
+
+def test_what_is_no_file_is_said_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(InputError, match="is no file"):
+        torch_format.read(tmp_path / "pipe.pt")
+
+
+def test_a_view_that_only_pytorch_can_see_is_refused(tmp_path):
+    torch.save({"a": torch._neg_view(torch.ones(3))}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="a tensor with metadata"):
+        torch_format.read(tmp_path / "x.pt")
+
+
+def test_what_python_2_wrote_is_read(tmp_path):
+    pickled = b"\x80\x02ccollections\nOrderedDict\n](](U\x02\xc3\xa9K\x01ee\x85R."
+    zip_file(tmp_path / "x.pt", pickled)
+    assert (
+        torch_format.read(tmp_path / "x.pt")
+        == {"é": 1}
+        == torch.load(tmp_path / "x.pt", weights_only=True)
+    )
+
+
+def test_a_neighbour_s_file_is_not_written_over(tmp_path):
+    neighbour = tmp_path / "x.pt.part"
+    neighbour.write_text("mine")
+    torch_format.write(tmp_path / "x.pt", {})
+    assert neighbour.read_text() == "mine"
+
+
+def test_a_legacy_file_with_a_hostile_list_of_storages_is_refused(tmp_path):
+    head = b"".join(
+        pickle.dumps(value, 2)
+        for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {})
+    )
+    for keys, reason in (
+        (b"\x80\x02" + doubled(60) + b".", "no list of storages"),
+        (b"\x80\x02N.", "no list of storages"),
+        (text(["0"]), "not those that tensors refer to"),
+    ):
+        (tmp_path / "x.pt").write_bytes(head + keys)
+        with pytest.raises(InputError, match=reason):
+            torch_format.read(tmp_path / "x.pt")
 
 
 def test_a_legacy_file_cut_short_or_too_long_is_refused(tmp_path):
