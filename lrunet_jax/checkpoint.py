@@ -1,6 +1,7 @@
 """Checkpoints of a run: the two latest and the best, written in the background."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -135,52 +136,63 @@ class Checkpoints:
 
 
 def read_checkpoint(
-    directory: epath.Path, step: int | None = None
+    directory: epath.Path,
+    step: int | None,
+    describe: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, float]]:
     """A run's checkpoint, on no device; nothing in the directory is touched.
 
     Args:
       directory: of the run's checkpoints.
-      step: which; by default the one of the best test accuracy, or the latest if none
+      step: which; None for the one of the best test accuracy, or the latest if none
         was evaluated.
+      describe: gives, for the run's config, the fields of the state that are wanted,
+        as abstract arrays.
 
     Returns:
-      Its step, its state's arrays by field, its config and its test metrics.
+      Its step, the wanted fields, its config and its test metrics.
 
     Raises:
-      InputError: if it is not there, or can't be read.
+      InputError: if it is not there, can't be read, or holds something else.
     """
     options = ocp.CheckpointManagerOptions(best_fn=_accuracy, read_only=True)
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(),
     }
-    with ocp.CheckpointManager(
-        directory, options=options, item_handlers=handlers
-    ) as manager:
-        steps = sorted(manager.all_steps())
-        if step is None:
-            step = manager.best_step() or manager.latest_step()
-        require(step in steps, "step", step, f"one of those in {directory}: {steps}")
-        try:
-            tree = manager.item_metadata(step)["state"].tree
+    try:
+        with ocp.CheckpointManager(
+            directory, options=options, item_handlers=handlers
+        ) as manager:
+            steps = sorted(manager.all_steps())
+            if step is None:
+                best = manager.best_step()
+                step = manager.latest_step() if best is None else best
+            require(
+                step in steps, "step", step, f"one of those in {directory}: {steps}"
+            )
+            only_config = ocp.args.Composite(config=ocp.args.JsonRestore())
+            config = manager.restore(step, args=only_config)["config"]
+            wanted = describe(config)
+            stored = manager.item_metadata(step)["state"].tree
+            require_same_leaves(wanted, {name: stored.get(name, {}) for name in wanted})
             numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
             )
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(restore_args=numpy),
-                    config=ocp.args.JsonRestore(),
-                ),
+            arguments = ocp.args.PyTreeRestore(
+                wanted, restore_args=numpy, partial_restore=True
             )
+            only_state = ocp.args.Composite(state=arguments)
+            state = manager.restore(step, args=only_state)["state"]
             metrics = manager.metrics(step) or {}
-        except Exception as error:  # Orbax has many names for damage
-            raise InputError(
-                f"checkpoint {step} of {steps} in {directory} can't be read: "
-                f"{in_one_line(error)}"
-            ) from None
-    return step, restored["state"], restored["config"], metrics
+    except InputError:
+        raise
+    except Exception as error:  # Orbax has many names for damage
+        which = "a checkpoint" if step is None else f"checkpoint {step}"
+        raise InputError(
+            f"{which} in {directory} can't be read: {in_one_line(error)}"
+        ) from None
+    return step, state, config, metrics
 
 
 def _accuracy(metrics):

@@ -4,6 +4,7 @@ A user's mistake gets one clear line.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,9 @@ def run(main: Callable[[], None]) -> None:
     sys.unraisablehook = _report_unraisable
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`: what was asked for has been printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
         _fail(error, status=2)
     except DivergedError as error:

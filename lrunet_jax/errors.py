@@ -28,7 +28,7 @@ def require_known(field: str, value: str, known: Iterable[str]) -> None:
 
 def in_one_line(error: Exception) -> str:
     """Its class and the beginning of its message, for an error of a library's."""
-    message = " ".join(str(error).split())
+    message = " ".join(str(error)[:1000].split())
     return f"{type(error).__name__}: {message:.200}"
 
 

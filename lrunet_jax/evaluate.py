@@ -69,6 +69,7 @@ def predict(
       The logits, and the seconds that they took, compilation not counted.
     """
     mesh = make_mesh()
+    batch_size = min(batch_size, len(images))
     replicated, sharded = data_shardings(mesh)
     placement = sharded if batch_size % mesh.size == 0 else replicated
     variables = jax.device_put(variables, replicated)
@@ -162,7 +163,8 @@ def main() -> None:
         return
     print(f"network   {stored.name}: {stored.describe()}")
     if stored.accuracy is not None:
-        print(f"recorded  {stored.accuracy:.2%}, epoch {stored.epoch} counted from 0")
+        epoch = "" if stored.epoch is None else f", epoch {stored.epoch} counted from 0"
+        print(f"recorded  {stored.accuracy:.2%}{epoch}")
     print(f"data      {dataset}, {total:,} test images")
     print(f"accuracy  {correct / total:.2%} ({correct} of {total})")
     print(f"loss      {result.loss:.4f}")

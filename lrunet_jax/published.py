@@ -1,11 +1,12 @@
 """The original's eighteen published checkpoints, by name."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lrunet_jax.errors import InputError, require_known
+from lrunet_jax.errors import InputError, in_one_line, require_known
 
 # The original's repository, at a commit.
 BASE_URL = (
@@ -189,13 +190,16 @@ def fetch(name: str) -> pathlib.Path:
     It is looked for in the directory `LRUNET_CHECKPOINTS`, then in the user's cache.
 
     Raises:
-      InputError: for an unknown name, and if the download fails, is broken off, or is
-        not the published file. Nothing of it is left then.
+      InputError: for an unknown name, if the file in `LRUNET_CHECKPOINTS` is another,
+        and if the download fails, is broken off, or is not the published file;
+        nothing of it is left then.
     """
     require_known("checkpoint", name, PUBLISHED)
     file = file_name(name)
     local = pathlib.Path(os.environ.get("LRUNET_CHECKPOINTS", "")).expanduser() / file
     if "LRUNET_CHECKPOINTS" in os.environ and local.is_file():
+        if find(local.read_bytes()) != name:
+            raise InputError(f"{local} is not the published file: its sha256 differs")
         return local
     import pooch  # a network's worth of imports, for those who need it
 
@@ -209,9 +213,9 @@ def fetch(name: str) -> pathlib.Path:
         )
     except (OSError, ValueError) as error:  # of the network; of the hash
         raise InputError(
-            f"checkpoint {name!r} can't be downloaded from {BASE_URL + file}: "
-            f"{str(error).splitlines()[0]} Try again, or put the file into the "
-            "directory LRUNET_CHECKPOINTS"
+            f"checkpoint {name!r} can't be downloaded from {BASE_URL + file} "
+            f"({in_one_line(error)}); try again, or put the file into the directory "
+            "LRUNET_CHECKPOINTS"
         ) from None
     return pathlib.Path(path)
 
@@ -221,7 +225,8 @@ def file_name(name: str) -> str:
     return f"{name}-ckpt-{PUBLISHED[name].suffix}.t7"
 
 
-def find(sha256: str) -> str:
-    """The name of the checkpoint with this digest; empty if there is none."""
-    names = (name for name, entry in PUBLISHED.items() if entry.sha256 == sha256)
+def find(content: bytes) -> str:
+    """The name of the checkpoint with this content; empty if there is none."""
+    digest = hashlib.sha256(content).hexdigest()
+    names = (name for name, entry in PUBLISHED.items() if entry.sha256 == digest)
     return next(names, "")

@@ -92,31 +92,35 @@ def from_state_dict(
       InputError: unless every tensor has one place, every place one tensor, and all
         shapes and dtypes agree; it names what does not, on both sides.
     """
-    filled = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), variables)
-    targets = {name: _tensor(filled, place) for name, place in name_map(filled).items()}
+    places = name_map(variables)
+    expected = {
+        name: f"float32{list(_torch_shape(variables, place))}"
+        for name, place in places.items()
+    }
     counters, weights = {}, {}
     for name, tensor in _without_prefix(tensors).items():
         norm, _, leaf = name.rpartition(".")
-        is_counter = leaf == _COUNTER and f"{norm}.running_var" in targets
+        is_counter = leaf == _COUNTER and f"{norm}.running_var" in places
         if is_counter and _describe(tensor) == "int64[]":
             counters[norm] = int(tensor)
         else:
             weights[name] = tensor
     complaints = {
-        "the file lacks": targets.keys() - weights.keys(),
-        "the model has no place for": weights.keys() - targets.keys(),
+        "the file lacks": places.keys() - weights.keys(),
+        "the model has no place for": weights.keys() - places.keys(),
         "of another shape or type": [
-            f"{name} ({_describe(weights[name])}, expected {_describe(target)})"
-            for name, target in targets.items()
-            if name in weights and _describe(weights[name]) != _describe(target)
+            f"{name} ({_describe(weights[name])}, expected {expected[name]})"
+            for name in places
+            if name in weights and _describe(weights[name]) != expected[name]
         ],
     }
     if found := [
         f"{what} {_some(names)}" for what, names in complaints.items() if names
     ]:
         raise InputError("; ".join(found))
-    for name, target in targets.items():
-        target[...] = weights[name]
+    filled = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), variables)
+    for name, place in places.items():
+        _tensor(filled, place)[...] = weights[name]
     return filled, counters
 
 
@@ -130,6 +134,8 @@ def identify(tensors: Tensors) -> tuple[dict[str, Any], int]:
       InputError: if it is none of the five.
     """
     tensors = _without_prefix(tensors)
+    if empty := [name for name, tensor in tensors.items() if not tensor.size]:
+        raise InputError(f"there are tensors without a value: {_some(empty)}")
     for mark, (name, stem, find_arguments) in _FINDERS.items():
         if mark not in tensors:
             continue
@@ -154,12 +160,24 @@ def _without_prefix(tensors):
 
 def _tensor(variables, place):
     """A variable as PyTorch lays it out; of NumPy arrays a view."""
-    for key in place.path:
-        variables = variables[key]
-    array = np.asarray(variables)
+    array = np.asarray(_leaf(variables, place))
     if place.iteration >= 0:
         array = array[place.iteration]
     return array.transpose(_AXES[array.ndim])
+
+
+def _torch_shape(variables, place):
+    """Of the same, which may be abstract."""
+    shape = _leaf(variables, place).shape
+    if place.iteration >= 0:
+        shape = shape[1:]
+    return tuple(shape[axis] for axis in _AXES[len(shape)])
+
+
+def _leaf(variables, place):
+    for key in place.path:
+        variables = variables[key]
+    return variables
 
 
 def _describe(tensor):
@@ -183,12 +201,13 @@ def _natural(name):
 
 def _lrunet(tensors):
     numbers = itertools.count()
+    reuse = next(i for i in numbers if f"stage1.dw_bn_list.{i}.weight" not in tensors)
+    if 32 * reuse > len(tensors):  # two norms in each of four blocks
+        raise ValueError(f"stage1 has norms of {reuse} iterations, the others have not")
     return {
         "num_classes": len(tensors["classifier.4.weight"]),
         "width_mult": len(tensors["stage1.pw.weight"]) / 64,
-        "layer_reuse": next(
-            i for i in numbers if f"stage1.dw_bn_list.{i}.weight" not in tensors
-        ),
+        "layer_reuse": reuse,
     }
 
 

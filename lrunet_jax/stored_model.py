@@ -1,9 +1,9 @@
 """Trained networks on disk: PyTorch's files, converted directories, runs."""
 
 import functools
-import hashlib
 import os
 import pathlib
+import shutil
 import warnings
 from typing import Any, NamedTuple
 
@@ -53,11 +53,9 @@ class StoredModel(NamedTuple):
 
     def describe(self) -> str:
         """The model's name and arguments."""
-        name, *fields = (
-            f"{field}={value}" if field != "name" else value
-            for field, value in self.arguments.items()
-        )
-        return f"{name} ({', '.join(fields)})"
+        fields = {key: value for key, value in self.arguments.items() if key != "name"}
+        listed = ", ".join(f"{key}={value}" for key, value in fields.items())
+        return f"{self.arguments['name']} ({listed})"
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, Any]:
@@ -85,24 +83,27 @@ def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, A
 
 def open_model(path: str | os.PathLike, step: int | None = None) -> StoredModel:
     """As `load`, with what is known of the network; its arrays are NumPy's."""
-    directory = epath.Path(path).expanduser()
-    if directory.is_dir():
-        directory = directory.resolve()
-        if (directory / "checkpoints").is_dir():
-            return _open_run(directory, step)
-        if directory.parent.name == "checkpoints" and directory.name.isdecimal():
-            _require_no_step(step, path)
-            return _open_run(directory.parent.parent, int(directory.name))
-        _require_no_step(step, path)
-        return _open_converted(directory)
-    _require_no_step(step, path)
-    if directory.exists():
-        return _open_torch(pathlib.Path(directory))
+    try:
+        place = epath.Path(path).expanduser()
+        is_directory, exists = place.is_dir(), place.exists()
+    except Exception as error:  # gs:// without its library, or no path at all
+        reason = in_one_line(error)
+        raise InputError(f"path {str(path)!r:.300} can't be used: {reason}") from None
+    if is_directory and (place / "checkpoints").is_dir():
+        return _open_run(place.resolve(), step)
+    require(step is None, "step", step, f"left out, as {path} is no run's workdir")
+    if is_directory:
+        place = place.resolve()
+        if place.parent.name == "checkpoints" and place.name.isdecimal():
+            return _open_run(place.parent.parent, int(place.name))
+        return _open_converted(place)
+    if exists:
+        return _open_torch(pathlib.Path(place))
     if str(path) in published.PUBLISHED:
         return _open_torch(published.fetch(str(path)))
     raise InputError(
-        f"path is {str(path)!r}; it must be a PyTorch file, a converted directory, a "
-        f"workdir, or one of {', '.join(published.PUBLISHED)}"
+        f"path is {str(path)!r:.300}; it must be a PyTorch file, a converted "
+        f"directory, a workdir, or one of {', '.join(published.PUBLISHED)}"
     )
 
 
@@ -118,8 +119,11 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
     Raises:
       InputError: if the path exists already, or can't be written.
     """
-    target = epath.Path(path).expanduser()
-    require(not target.exists(), "target", path, "a path that does not exist yet")
+    target = pathlib.Path(path).expanduser()
+    # A link that leads nowhere is there, too.
+    require(
+        not os.path.lexists(target), "target", path, "a path that does not exist yet"
+    )
     is_file = target.suffix in TORCH_SUFFIXES
     require(
         is_file or not module_prefix,
@@ -128,34 +132,39 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
         f"left out, unless the target is a PyTorch file ({', '.join(TORCH_SUFFIXES)})",
     )
     if is_file:
-        prefix = "module." if module_prefix else ""
-        tensors = to_state_dict(stored.variables, stored.counters)
-        tree = {
-            "net": {f"{prefix}{name}": tensor for name, tensor in tensors.items()},
-            "acc": round(100 * (stored.accuracy or 0.0), 10),
-            "epoch": stored.epoch or 0,
-        }
-        torch_format.write(target, tree)
+        torch_format.write(target, _torch_tree(stored, module_prefix))
         return
     facts = stored._asdict()
-    variables = facts.pop("variables")
+    items = ocp.args.Composite(
+        variables=ocp.args.StandardSave(facts.pop("variables")),
+        model=ocp.args.JsonSave(facts),
+    )
     try:
         with _converted_checkpointer() as checkpointer:
-            checkpointer.save(
-                target.resolve(),
-                args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(variables),
-                    model=ocp.args.JsonSave(facts),
-                ),
-            )
-    except OSError as error:
-        raise InputError(f"{path} can't be written: {error.strerror}") from None
+            checkpointer.save(target.resolve(), args=items)
+    except Exception as error:  # Orbax has many names for a disk that is full
+        for part in target.parent.glob(f"{target.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"{path} can't be written: {in_one_line(error)}") from None
+
+
+def _torch_tree(stored, module_prefix):
+    prefix = "module." if module_prefix else ""
+    tensors = to_state_dict(stored.variables, stored.counters)
+    return {
+        "net": {f"{prefix}{name}": tensor for name, tensor in tensors.items()},
+        # The original needs numbers here; it says nothing of how it got to 0 %.
+        "acc": round(100 * (stored.accuracy or 0.0), 10),
+        "epoch": stored.epoch or 0,
+    }
 
 
 def _open_torch(path):
-    tree = torch_format.read(path)
-    name = published.find(hashlib.sha256(path.read_bytes()).hexdigest())
-    if not name and path.name in map(published.file_name, published.PUBLISHED):
+    content = torch_format.read_bytes(path)
+    tree = torch_format.loads(content, path)
+    name = published.find(content)
+    of_name = [n for n in published.PUBLISHED if path.name == published.file_name(n)]
+    if of_name and of_name != [name]:
         warnings.warn(
             f"{path} has the name of a published file, but another sha256",
             stacklevel=4,
@@ -181,8 +190,8 @@ def _open_torch(path):
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
-    percent = _number(path, tree, "acc")
-    epoch = _number(path, tree, "epoch")
+    percent = _number(path, tree, "acc") or None  # 0 stands for what nobody knows
+    epoch = _number(path, tree, "epoch") if percent else None
     return StoredModel(
         arguments=arguments,
         channels=channels,
@@ -203,14 +212,19 @@ def _open_converted(directory):
         )
     try:
         with _converted_checkpointer() as checkpointer:
-            items = ocp.args.Composite(
-                variables=ocp.args.StandardRestore(), model=ocp.args.JsonRestore()
-            )
-            restored = checkpointer.restore(directory, args=items)
-        stored = StoredModel(variables=restored["variables"], **restored["model"])
+            only = ocp.args.Composite(model=ocp.args.JsonRestore())
+            facts = checkpointer.restore(directory, args=only)["model"]
+            stored = StoredModel(variables={}, **facts)
+            _require_facts(stored)
+            expected = _abstract_variables(stored.create_model(), stored.channels)
+            with ocp.StandardCheckpointer() as standard:
+                found = standard.metadata(directory / "variables").item_metadata
+            require_same_leaves(expected, found.tree)
+            only = ocp.args.Composite(variables=ocp.args.StandardRestore())
+            restored = checkpointer.restore(directory, args=only)
     except Exception as error:  # Orbax has many names for damage
-        raise _damaged(directory, error) from None
-    return _checked(stored, directory)
+        raise InputError(f"{directory} can't be read: {in_one_line(error)}") from None
+    return stored._replace(variables=restored["variables"])
 
 
 def _converted_checkpointer():
@@ -218,33 +232,53 @@ def _converted_checkpointer():
 
 
 def _open_run(workdir, step):
-    step, state, config, metrics = read_checkpoint(workdir / "checkpoints", step)
-    arguments = config["model"] | {"num_classes": NUM_CLASSES[config["dataset"]]}
+    def arguments(config):
+        return config["model"] | {"num_classes": NUM_CLASSES[config["dataset"]]}
+
+    def describe(config):
+        channels = IMAGE_SHAPES[config["dataset"]][2]
+        expected = _abstract_variables(create_model(**arguments(config)), channels)
+        return expected | {"epoch": jax.ShapeDtypeStruct((), np.int32)}
+
+    step, state, config, metrics = read_checkpoint(
+        workdir / "checkpoints", step, describe
+    )
+    epochs = int(state.pop("epoch"))
     stored = StoredModel(
-        arguments=arguments,
+        arguments=arguments(config),
         channels=IMAGE_SHAPES[config["dataset"]][2],
-        variables={name: state[name] for name in ("params", "batch_stats")},
+        variables=state,
         counters=step,
         name=workdir.name,
         dataset=config["dataset"],
         accuracy=metrics.get("test_accuracy"),
-        epoch=max(int(state["epoch"]) - 1, 0),  # of the last complete one
+        epoch=epochs - 1 if epochs else None,  # the last complete one
     )
-    return _checked(stored, workdir)
-
-
-def _checked(stored, directory):
-    """`stored`, if its variables are those of its model."""
     try:
-        expected = _abstract_variables(stored.create_model(), stored.channels)
-        require_same_leaves(expected, stored.variables)
+        _require_facts(stored)
     except ValueError as error:
-        raise _damaged(directory, error) from None
+        raise InputError(f"{workdir} can't be read: {in_one_line(error)}") from None
     return stored
 
 
-def _damaged(directory, error):
-    return InputError(f"{directory} can't be read: {in_one_line(error)}")
+def _require_facts(stored):
+    """Raises a ValueError unless all that is known is of its type."""
+    is_count = lambda value: type(value) is int and 0 <= value < 1 << 63
+    counters, accuracy = stored.counters, stored.accuracy
+    sound = {
+        "arguments": isinstance(stored.arguments, dict),
+        "channels": is_count(stored.channels),
+        "counters": is_count(counters)
+        or (isinstance(counters, dict) and all(map(is_count, counters.values()))),
+        "name": isinstance(stored.name, str),
+        "dataset": isinstance(stored.dataset, str),
+        "accuracy": accuracy is None
+        or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1),
+        "epoch": stored.epoch is None or is_count(stored.epoch),
+    }
+    for field, is_sound in sound.items():
+        if not is_sound:
+            raise ValueError(f"{field} is {str(getattr(stored, field))!r:.90}")
 
 
 @functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
@@ -267,15 +301,12 @@ def _dataset(classes, channels):
 
 
 def _number(path, tree, key):
-    """A number beside the state_dict, perhaps as a tensor; None if it is not there."""
+    """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
     if key not in tree or "net" not in tree:
-        return None
+        return 0.0
     value = tree[key]
-    is_number = isinstance(value, int | float | np.ndarray) and np.ndim(value) == 0
-    if not is_number or not abs(value) < 1e9:
-        raise InputError(f"{path}: {key} is {value!r:.80}; it must be a number")
+    if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:
+        raise InputError(f"{path}: {key} is a {type(value).__name__}, and no number")
+    if not abs(float(value)) < 1e9:
+        raise InputError(f"{path}: {key} is {float(value)}; it must be less than 1e9")
     return float(value)
-
-
-def _require_no_step(step, path):
-    require(step is None, "step", step, f"left out, as {path} is no run's workdir")

@@ -68,8 +68,8 @@ def summarise(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, 
 
 def count_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Trainable parameters of `model` for images (H, W, channels)."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    variables = _abstract_variables(model, _abstract_image(image_shape))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
@@ -79,16 +79,24 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     into a kernel, in the lowering that calls each convolution by its name.
     """
     model = model.clone(lowering="xla")
-    image = jnp.zeros((1, *image_shape))
-    key = jax.random.key(0)
 
-    def forward(variables):
+    def forward(variables, image):
         apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-        return apply(variables, image, rngs={"dropout": key})
+        return apply(variables, image, rngs={"dropout": jax.random.key(0)})
 
-    variables = jax.eval_shape(model.init, key, image)
-    jaxpr = jax.make_jaxpr(forward)(variables).jaxpr
+    image = _abstract_image(image_shape)
+    variables = _abstract_variables(model, image)
+    jaxpr = jax.make_jaxpr(forward)(variables, image).jaxpr
     return list(_layers(jaxpr, variables["params"], "", 1))
+
+
+def _abstract_image(shape):
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+
+def _abstract_variables(model, image):
+    init = model.clone(lowering="xla").init
+    return jax.eval_shape(init, jax.random.key(0), image)
 
 
 def _layers(jaxpr, params, outer: str, times: int) -> Iterator[Layer]:
@@ -140,22 +148,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lrunet_jax.summary", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("model", nargs="?", choices=list_models())
-    parser.add_argument("--image_size", type=int, default=32, help="in pixels")
-    parser.add_argument("--image_channels", type=int, default=3)
-    parser.add_argument("--layers", action="store_true", help="list them one by one")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    known, _ = parser.parse_known_args()
-    if known.model is None:
-        args = parser.parse_args()
-        require(not args.layers, "--layers", True, "left out, without a model")
+    models = parser.add_subparsers(dest="model", metavar="MODEL", help="with --help")
+    for name in list_models():
+        of_model = models.add_parser(name, help=f"{name} --help lists its arguments")
+        of_model.add_argument("--image_size", type=int, default=32, help="in pixels")
+        of_model.add_argument("--image_channels", type=int, default=3)
+        of_model.add_argument("--layers", action="store_true", help="list all layers")
+        # Without a default, or it would undo a --json before the model's name.
+        of_model.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print JSON"
+        )
+        add_model_fields(of_model, name)
+    args = parser.parse_args()
+    if args.model is None:
         rows = _published_rows()
         print(json.dumps(rows)) if args.json else print_table(rows)
         return
-    add_model_fields(parser, known.model)
-    args = parser.parse_args()
     for name in ("image_size", "image_channels"):
-        require(getattr(args, name) >= 1, name, getattr(args, name), "at least 1")
+        size = getattr(args, name)
+        require(1 <= size <= 10_000, name, size, "from 1 to 10000")
     model = model_from(args)
     shape = (args.image_size, args.image_size, args.image_channels)
     costs = {"model": args.model, **summarise(model, shape)}

@@ -276,7 +276,7 @@ def test_logits_are_never_negative_and_any_image_size_works():
     [
         ("layer_reuse", 0, "at least 1"),
         ("width_mult", 0.3, "multiple of 0.125"),
-        ("width_mult", 0.0, "positive"),
+        ("width_mult", 0.0, r"in \(0, 100\]"),
         ("drop", 1.0, r"in \[0, 1\)"),
         ("unroll", 0, "at least 1"),
         ("num_classes", 0, "at least 1"),

@@ -220,7 +220,13 @@ def test_dropout_drops_in_training_alone(name):
     ("name", "arguments", "message"),
     [
         ("mobilenet", {"width_mult": 0.03}, "width_mult is 0.03; it must be at least"),
-        ("mobilenet", {"width_mult": -1.0}, "width_mult is -1.0; it must be positive"),
+        (
+            "mobilenet",
+            {"width_mult": -1.0},
+            r"width_mult is -1.0; it must be in \(0, 100\]",
+        ),
+        ("mobilenet", {"width_mult": float("inf")}, "width_mult is inf"),
+        ("mobilenet", {"width_mult": float("nan")}, "width_mult is nan"),
         ("mobilenet", {"drop": 1.0}, r"drop is 1.0; it must be in \[0, 1\)"),
         ("mobilenet_v2", {"width_mult": 0.06}, "at least 0.0625"),
         ("mobilenet_v2", {"num_classes": 0}, "num_classes is 0; it must be at least 1"),

@@ -83,7 +83,7 @@ def test_a_broken_connection_can_be_tried_again(shared, cache, monkeypatch):
 
     with server(respond) as (url, asked):
         monkeypatch.setattr(published, "BASE_URL", url)
-        with pytest.raises(InputError, match="Try again"):
+        with pytest.raises(InputError, match="try again"):
             published.fetch("cifar10-lru1")
         assert list(cache.iterdir()) == []
         assert published.fetch("cifar10-lru1").read_bytes() == content
@@ -102,6 +102,14 @@ def test_a_local_folder_comes_first(shared, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(tmp_path))
     monkeypatch.setattr(published, "BASE_URL", "http://127.0.0.1:9/")
     assert published.fetch("cifar10-lru1") == tmp_path / FILE
+
+
+def test_another_file_in_the_folder_is_refused(shared, cache, tmp_path, monkeypatch):
+    other = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    shutil.copy(other, tmp_path / FILE)
+    monkeypatch.setenv("LRUNET_CHECKPOINTS", str(tmp_path))
+    with pytest.raises(InputError, match="is not the published file"):
+        lrunet_jax.load("cifar10-lru1")
 
 
 def test_an_unknown_name_says_which_are_known():

@@ -167,14 +167,90 @@ def test_what_cannot_be_opened_gets_one_line(workdir, lru1, tmp_path):
         (tmp_path / "list.pt", None, "holds no state_dict"),
         (tmp_path / "top.pt", None, "holds no state_dict"),
         (tmp_path / "other.pt", None, "can't be converted: no tensor is of one of"),
-        (tmp_path / "acc.pt", None, "acc is 'high'; it must be a number"),
-        (tmp_path / "epoch.pt", None, r"epoch is \[1\]; it must be a number"),
+        (tmp_path / "acc.pt", None, "acc is a str, and no number"),
+        (tmp_path / "epoch.pt", None, "epoch is a list, and no number"),
         (workdir, 7777, r"step is 7777; it must be one of those in .*\[\d+, "),
         (lru1, 3, "step is 3; it must be left out"),
     ):
         with pytest.raises(InputError, match=reason) as error:
             open_model(path, step)
         assert "\n" not in str(error.value)
+
+
+def edited(tensors, **changes):
+    """A published file's tree, with other tensors by the end of their names."""
+    net = dict(tensors["net"])
+    for name, value in changes.items():
+        (key,) = (key for key in net if key.endswith(name.replace("_", ".")))
+        net[key] = value
+    return {**tensors, "net": net}
+
+
+def test_hostile_shapes_and_numbers_get_one_line(lru1, tmp_path):
+    tensors = torch_format.read(lru1)
+    empty = lambda *shape: np.zeros(shape, np.float32)
+    norms = {
+        f"module.stage1.dw_bn_list.{i}.weight": np.zeros(1, np.float32)
+        for i in range(1, 5000)
+    }
+    for tree, reason in (
+        (edited(tensors, stage1_pw_weight=empty(2**20, 0)), "without a value"),
+        (edited(tensors, features_0_weight=empty(0, 0, 3, 3)), "without a value"),
+        (edited(tensors, classifier_4_weight=empty(3)), "of another shape or type"),
+        (edited(tensors, stage1_pw_weight=empty(10**6)), "width_mult is 15625.0"),
+        (tensors | {"net": tensors["net"] | norms}, "norms of 5000 iterations"),
+        (tensors | {"acc": np.array(-(2**63))}, "acc is -9.2"),
+        (tensors | {"acc": float("nan")}, "acc is nan"),
+        (tensors | {"acc": np.ones((2, 2))}, "acc is a ndarray, and no number"),
+    ):
+        torch_format.write(tmp_path / "x.pt", tree)
+        with pytest.raises(InputError, match=reason) as error:
+            open_model(tmp_path / "x.pt")
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("arguments", []),
+        ("arguments", {}),
+        ("arguments", {"name": "lrunet", "width_mult": "a"}),
+        ("arguments", {"name": "lrunet", "width_mult": 1e9}),
+        ("arguments", {"name": "lrunet", "layer_reuse": 2.5}),
+        ("channels", 0),
+        ("channels", "a"),
+        ("channels", 10**30),
+        ("counters", "a"),
+        ("counters", {"features.1": "x"}),
+        ("accuracy", "high"),
+        ("accuracy", 89.34),
+        ("epoch", [1]),
+        ("name", 3),
+        ("dataset", None),
+        ("unknown", 1),
+    ],
+)
+def test_a_converted_directory_edited_by_hand_gets_one_line(
+    field, value, lru1, tmp_path
+):
+    save_model(open_model(lru1), str(tmp_path / "a"))
+    path = tmp_path / "a" / "model" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match="can't be read: ") as error:
+        open_model(tmp_path / "a")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config/metadata", "metrics/metrics"])
+@pytest.mark.parametrize("text", ["[]", "{}", "{{{", "", '{"test_accuracy": 7}'])
+def test_a_run_edited_by_hand_gets_one_line(name, text, workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    for step in steps_of(workdir):
+        (tmp_path / "run" / "checkpoints" / str(step) / name).write_text(text)
+    with pytest.raises(InputError, match="can't be read: ") as error:
+        open_model(tmp_path / "run")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
@@ -185,7 +261,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
         path.write_bytes(path.read_bytes()[:20])
     result = run("evaluate", tmp_path / "run", f"--step={step}")
     assert result.returncode == 2
-    assert re.match(rf"error: checkpoint {step} of .* can't be read: ", result.stderr)
+    assert re.match(rf"error: checkpoint {step} in .* can't be read: ", result.stderr)
     assert result.stderr.count("\n") == 1, result.stderr
     assert len(result.stderr) < 500
 
@@ -250,6 +326,31 @@ def test_a_target_that_exists_is_left_alone(lru1, tmp_path):
     assert list((tmp_path / "there").iterdir()) == []
     with pytest.raises(InputError, match="module_prefix is True; it must be left out"):
         save_model(stored, str(tmp_path / "directory"), module_prefix=True)
+
+
+def test_a_link_that_leads_nowhere_is_left_alone(lru1, tmp_path):
+    (tmp_path / "link.pt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="target is"):
+        save_model(open_model(lru1), str(tmp_path / "link.pt"))
+    assert (tmp_path / "link.pt").is_symlink()
+
+
+def test_what_is_not_known_stays_unknown(tmp_path):
+    oracle = create_torch_model("mobilenet", 3, 10, 0.25)
+    torch.save(oracle.state_dict(), tmp_path / "bare.pt")
+    stored = open_model(tmp_path / "bare.pt")
+    assert (stored.accuracy, stored.epoch) == (None, None)
+    save_model(stored, str(tmp_path / "again.pt"))
+    assert set(torch.load(tmp_path / "again.pt")) == {"net", "acc", "epoch"}
+    again = open_model(tmp_path / "again.pt")
+    assert (again.accuracy, again.epoch) == (None, None)
+
+
+def test_a_network_is_described_by_its_name_and_arguments(workdir, lru1):
+    assert open_model(lru1).describe() == (
+        "lrunet (num_classes=10, width_mult=1.0, layer_reuse=1)"
+    )
+    assert open_model(workdir).describe().startswith("lrunet (")
 
 
 def test_a_converted_directory_of_another_model_is_refused(lru1, tmp_path):

@@ -121,8 +121,10 @@ def test_a_model_s_arguments_and_layers_on_the_command_line():
             "model.width_mult is 0.5; it must be such that 8 groups divide all "
             "channels; they do not divide 12",
         ),
-        (("mobilenet", "--image_size=0"), "image_size is 0; it must be at least 1"),
-        (("--layers",), "--layers is True; it must be left out, without a model"),
+        (
+            ("mobilenet", "--image_size=0"),
+            "image_size is 0; it must be from 1 to 10000",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line(arguments, message):

@@ -16,6 +16,8 @@ from lrunet_jax.errors import InputError, require
 
 Initializer = Callable[..., Any]
 
+MAX_WIDTH = 100  # 1e10 parameters and more: a slip of the finger
+
 # Normal with standard deviation sqrt(2 / (kh * kw * out)), not truncated, out not
 # divided by the groups: as the original.
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -40,7 +42,8 @@ def require_common_fields(model: Any) -> None:
       InputError: for the first that can't be.
     """
     require(model.num_classes >= 1, "num_classes", model.num_classes, "at least 1")
-    require(model.width_mult > 0, "width_mult", model.width_mult, "positive")
+    width = model.width_mult
+    require(0 < width <= MAX_WIDTH, "width_mult", width, f"in (0, {MAX_WIDTH}]")
     drop = getattr(model, "drop", 0)
     require(0 <= drop < 1, "drop", drop, "in [0, 1)")
     ops.resolve(model.lowering)
