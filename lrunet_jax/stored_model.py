@@ -153,7 +153,7 @@ def _torch_tree(stored, module_prefix):
     tensors = to_state_dict(stored.variables, stored.counters)
     return {
         "net": {f"{prefix}{name}": tensor for name, tensor in tensors.items()},
-        # The original needs numbers here; it says nothing of how it got to 0 %.
+        # The original reads numbers here; 0 % is read back as unknown.
         "acc": round(100 * (stored.accuracy or 0.0), 10),
         "epoch": stored.epoch or 0,
     }
