@@ -5,9 +5,44 @@ Override any of them on the command line: --config.model.layer_reuse=14.
 
 import ml_collections
 
+DATASETS = ("cifar10", "cifar100", "fashion_mnist")
+RECIPES = ("paper", "modern")
 
-def get_config() -> ml_collections.ConfigDict:
-    """The paper's recipe for LruNet, N = 8, on CIFAR-10."""
+
+def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
+    """A recipe for a data set: `DATASET` or `DATASET,RECIPE`; here LruNet, N = 8.
+
+    `paper`, the default, is the original's recipe. `modern` is shorter by two thirds,
+    and has what was found since.
+    """
+    dataset, _, recipe = argument.partition(",")
+    for name, known in ((dataset, DATASETS), (recipe or "paper", RECIPES)):
+        if name not in known:
+            raise ValueError(
+                f"config argument is {argument!r}, but {name!r} is none of "
+                f"{', '.join(known)}; it must be DATASET or DATASET,RECIPE"
+            )
+    config = paper()
+    config.dataset = dataset
+    if recipe == "modern":
+        modernise(config)
+    return config
+
+
+def modernise(config: ml_collections.ConfigDict) -> None:
+    """Turns the paper's recipe into one of today."""
+    config.epochs = 100
+    config.schedule = "cosine"
+    config.warmup_epochs = 1.0
+    config.nesterov = True
+    config.decay_of = "kernels"
+    config.normalise = True
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.99
+
+
+def paper() -> ml_collections.ConfigDict:
+    """Every field, as in the paper's recipe for LruNet, N = 8, on CIFAR-10."""
     config = ml_collections.ConfigDict()
 
     # The network, by name, and its class's attributes.
@@ -33,10 +68,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs = 300
     config.seed = 0  # of the weights, the order of the images and their augmentation
 
-    # SGD. The decay is on every parameter.
+    # SGD.
     config.learning_rate = 0.1
     config.momentum = 0.9
+    config.nesterov = False
     config.weight_decay = 5e-4
+    config.decay_of = "all"  # parameters; or kernels: neither biases nor norms
     # piecewise: times decay_factor at the start of each of decay_epochs.
     # cosine: up from 0 during warmup_epochs, then down to 0 at the end of epochs.
     config.schedule = "piecewise"
@@ -44,6 +81,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.decay_factor = 0.1
     config.warmup_epochs = 0.0
 
+    # None of these is in the paper's recipe.
+    config.normalise = False  # images, by the mean and deviation of the training set
+    config.label_smoothing = 0.0  # share of a target that is spread over all classes
+    config.mixup = 0.0  # alpha of the Beta distribution; 0 for none
+    config.ema_decay = 0.0  # moving averages of the weights, evaluated as test_ema
+
+    # Trained weights to begin with, instead of fresh ones: a PyTorch file, a workdir, a
+    # published checkpoint. A classifier of another number of classes stays fresh.
+    config.init_from = ""
+
+    # Of the training step: float32 or bfloat16. Weights, statistics and evaluation
+    # stay float32.
+    config.dtype = "float32"
     # Of float32 products: default (bfloat16 on TPU, TF32 on GPU), high or highest.
     config.matmul_precision = "highest"
     config.eval_every = 1  # epochs between evaluations; the last is always evaluated

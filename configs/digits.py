@@ -14,7 +14,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     """A short run without augmentation: a flipped digit is another sign."""
     if argument:
         raise ValueError(f"config argument is {argument!r}; digits.py takes none")
-    config = default.get_config()
+    config = default.paper()
     config.dataset = "digits"
     config.model.layer_reuse = 4
     config.model.drop = 0.2

@@ -86,7 +86,9 @@ def _median_seconds(function: Callable[[], jax.Array], times: int) -> float:
 
 
 def _state(model: nn.Module) -> TrainState:
-    config = ml_collections.ConfigDict({"weight_decay": 5e-4, "momentum": 0.9})
+    config = ml_collections.ConfigDict(
+        {"weight_decay": 5e-4, "decay_of": "all", "momentum": 0.9, "nesterov": False}
+    )
     tx = create_optimizer(config, lambda step: 0.1)
     return create_train_state(model, tx, jax.random.key(0), IMAGE_SHAPE)
 

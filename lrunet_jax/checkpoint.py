@@ -17,9 +17,10 @@ from lrunet_jax.state import TrainState
 class Checkpoints:
     """The checkpoints in a directory, by step.
 
-    Each holds the state (parameters, batch statistics, optimiser state, the epoch's
-    running metrics), the run's config, and the test metrics where the step was
-    evaluated. A save that was killed half way is not there afterwards.
+    Each holds the state (parameters, batch statistics, their moving averages, input
+    statistics, optimiser state, the epoch's running metrics), the run's config, and the
+    test metrics where the step was evaluated. A save that was killed half way is not
+    there afterwards.
     """
 
     def __init__(self, directory: epath.Path):
@@ -56,7 +57,7 @@ class Checkpoints:
         Args:
           state: to be stored.
           config: of the run, as plain containers.
-          test: `test_loss` and `test_accuracy`, if the step was evaluated.
+          test: `test_loss`, `test_accuracy` and their like, if it was evaluated.
         """
         self._saved_at = time.monotonic()
         self._manager.save(
@@ -196,7 +197,8 @@ def read_checkpoint(
 
 
 def _accuracy(metrics):
-    return metrics["test_accuracy"]
+    """That a run's best checkpoint has: of the averaged weights, if there are any."""
+    return metrics.get("test_ema_accuracy", metrics["test_accuracy"])
 
 
 def _arrays(state):
@@ -205,6 +207,8 @@ def _arrays(state):
         "step": state.step,
         "params": state.params,
         "batch_stats": state.batch_stats,
+        "input_stats": state.input_stats,
+        "ema": state.ema,
         "opt_state": state.opt_state,
         "epoch": state.epoch,
         "metrics": state.metrics,

@@ -10,6 +10,7 @@ from lrunet_jax.errors import InputError, require, require_known
 from lrunet_jax.optim import SCHEDULES
 
 PRECISIONS = ("default", "high", "highest")
+DTYPES = ("bfloat16", "float32")
 
 # Fields of the model that parameters do not depend on.
 _FREE_MODEL_FIELDS = ("model.drop", "model.unroll", "model.lowering")
@@ -25,6 +26,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     require_known("dataset", config.dataset, NUM_CLASSES)
     require_known("schedule", config.schedule, SCHEDULES)
     require_known("matmul_precision", config.matmul_precision, PRECISIONS)
+    require_known("dtype", config.dtype, DTYPES)
     for field in ("batch_size", "epochs", "eval_every", "augment.size"):
         require(values[field] >= 1, field, values[field], "at least 1")
     for field in (
@@ -36,6 +38,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         "augment.padding",
         "augment.rotation",
         "checkpoint_minutes",
+        "mixup",
     ):
         require(values[field] >= 0, field, values[field], "0 or more")
     require(
@@ -47,7 +50,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         config.decay_epochs,
         "numbers, 0 or more",
     )
-    require(0 <= config.momentum < 1, "momentum", config.momentum, "in [0, 1)")
+    for field in ("momentum", "label_smoothing", "ema_decay"):
+        require(0 <= values[field] < 1, field, values[field], "in [0, 1)")
     require(
         config.batch_size % num_devices == 0,
         "batch_size",
@@ -71,13 +75,14 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple]:
 
 
 def require_same_run(changed: Mapping[str, tuple], workdir: str) -> None:
-    """Raises an InputError if the model or the data set is among the `changes`."""
+    """Raises an InputError if what a run's arrays depend on is among the `changes`."""
     for field, (old, new) in changed.items():
         of_model = field.startswith("model.") and field not in _FREE_MODEL_FIELDS
-        if of_model or field == "dataset":
+        of_state = field == "ema_decay" and bool(old) != bool(new)
+        if of_model or of_state or field in ("dataset", "normalise"):
             raise InputError(
                 f"{field} is {new!r}, but the run in {workdir} has {old!r}; give "
-                "another --workdir, or the same model and data set to go on"
+                "another --workdir, or the same value to go on"
             )
 
 

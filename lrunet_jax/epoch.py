@@ -33,6 +33,7 @@ class EpochLoop:
         mesh: Mesh,
         batch_size: int,
         seed: int,
+        dtype: str,
     ):
         """Compiles the step, and the one of the last, smaller batch."""
         self._data = train_set
@@ -40,7 +41,7 @@ class EpochLoop:
         self._seed = seed
         self._key = jax.device_put(jax.random.key(seed), data_shardings(mesh)[0])
         self._steps = 1
-        call = make_train_call(augment, mesh)
+        call = make_train_call(augment, mesh, dtype)
         self._programs: list[Any] = [
             call.lower(state, train_set, batches, 0, 0, self._key).compile()
             if len(batches)

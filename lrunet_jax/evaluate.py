@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.command import run
 from lrunet_jax.errors import InputError, require, require_known
-from lrunet_jax.state import cross_entropy
 from lrunet_jax.steps import data_shardings, make_mesh
 from lrunet_jax.stored_model import StoredModel, open_model
 
@@ -47,7 +47,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates `model` on a whole split, every image once."""
     logits, seconds = predict(model, variables, split.images, batch_size)
-    losses = cross_entropy(jnp.asarray(logits), jnp.asarray(split.labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
     recognised = split.labels[np.argmax(logits, -1) == split.labels]
     return Evaluation(
         logits=logits,

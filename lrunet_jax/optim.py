@@ -1,5 +1,9 @@
 """The optimiser and its learning rate schedules."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import ml_collections
 import optax
 
@@ -8,16 +12,35 @@ from lrunet_jax.errors import require_known
 SCHEDULES = ("cosine", "piecewise")
 
 
+def _mask(decays: Callable[[str], bool]) -> Callable[[Any], Any]:
+    """Parameters to booleans, by the names of their leaves."""
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: decays(path[-1].key), params
+    )
+
+
+# Always a mask, so that the optimiser's state is the same with either.
+_DECAYED = {
+    "all": _mask(lambda name: True),
+    "kernels": _mask(lambda name: name == "kernel"),
+}
+
+
 def create_optimizer(
     config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay on every parameter, in PyTorch's order.
+    """SGD with momentum and weight decay, in PyTorch's order.
 
-    The decay is added to the gradient, then momentum, then the learning rate.
+    The decay is added to the gradient, then momentum, then the learning rate. It is on
+    every parameter, as in the original, or on `kernels` alone: not on biases and norms.
+
+    Raises:
+      InputError: for another `decay_of`.
     """
+    require_known("decay_of", config.decay_of, _DECAYED)
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, config.momentum),
+        optax.add_decayed_weights(config.weight_decay, _DECAYED[config.decay_of]),
+        optax.sgd(schedule, config.momentum, config.nesterov),
     )
 
 

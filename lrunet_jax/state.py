@@ -9,6 +9,8 @@ from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 
+from lrunet_jax.targets import Targets, make_targets
+
 
 class Metrics(struct.PyTreeNode):
     """Sums over images, so that means over any number of batches are exact."""
@@ -24,9 +26,10 @@ class Metrics(struct.PyTreeNode):
         return cls(zero(jnp.float32), zero(jnp.int32), zero(jnp.int32))
 
     @classmethod
-    def of(cls, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> "Metrics":
+    def of(
+        cls, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> "Metrics":
         """Of the images (B,) that `mask` keeps, with their logits (B, classes)."""
-        losses = cross_entropy(logits, labels)
         correct = (jnp.argmax(logits, -1) == labels) & mask
         return cls(
             jnp.sum(jnp.where(mask, losses, 0)),
@@ -47,13 +50,50 @@ class TrainState(train_state.TrainState):
     """Flax's state with batch statistics and the place in the data.
 
     Attributes:
+      input_stats: `mean` and `std` (channels,) of the training images, by which the
+        network normalises its own; empty without that.
+      ema: moving averages of `params` and `batch_stats`; empty without that.
       epoch: int32, epochs that are complete.
       metrics: of the epoch in progress; its count says how far that is.
+      targets: what a batch is trained on, see `make_targets`.
+      ema_decay: of the moving averages.
     """
 
     batch_stats: Any
+    input_stats: Any
+    ema: Any
     epoch: jax.Array
     metrics: Metrics
+    targets: Targets = struct.field(pytree_node=False)
+    ema_decay: float = struct.field(pytree_node=False)
+
+    def begin_with(self, variables: dict[str, Any]) -> "TrainState":
+        """This state with other `params` and `batch_stats`, and averages of them."""
+        copy = lambda tree: jax.tree.map(jnp.copy, tree)  # what is donated is no alias
+        averages = copy(variables) if self.ema_decay else {}
+        return self.replace(**variables, ema=averages)
+
+    def learned(self) -> dict[str, Any]:
+        """The variables that training changes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied to."""
+        return self.learned() | {"input_stats": self.input_stats}
+
+    def evaluated(self) -> dict[str, "TrainState"]:
+        """The states that are evaluated, by the prefix of their metrics."""
+        raw = {"test": self}
+        return raw | {"test_ema": self.replace(**self.ema)} if self.ema else raw
+
+    def update_ema(self) -> "TrainState":
+        """The averages a step later, more of it at first: by (1 + step) / (10 + step).
+
+        As TensorFlow's ExponentialMovingAverage with `num_updates`.
+        """
+        decay = jnp.minimum(self.ema_decay, (1 + self.step) / (10 + self.step))
+        new = {name: self.learned()[name] for name in self.ema}
+        return self.replace(ema=optax.incremental_update(new, self.ema, 1 - decay))
 
     def next_epoch(self) -> "TrainState":
         """The state at the start of the epoch after this."""
@@ -67,20 +107,37 @@ def create_train_state(
     tx: optax.GradientTransformation,
     key: jax.Array,
     image_shape: tuple[int, int, int],
+    *,
+    targets: Targets | None = None,
+    ema_decay: float = 0.0,
 ) -> TrainState:
-    """A fresh state of `model` for images (H, W, channels)."""
+    """A fresh state of `model` for images (H, W, channels).
+
+    Args:
+      model: the network.
+      tx: the optimiser.
+      key: of the weights.
+      image_shape: (H, W, channels).
+      targets: what a batch is trained on; by default its labels as they are.
+      ema_decay: of the moving averages; 0 for none.
+    """
     variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
     state = TrainState.create(
         apply_fn=model.apply,
         tx=tx,
+        input_stats={},
+        ema={},
         epoch=jnp.zeros((), jnp.int32),
         metrics=Metrics.zero(),
+        targets=targets or make_targets(model.num_classes),
+        ema_decay=ema_decay,
         **variables,
     )
-    return state.replace(step=jnp.zeros((), jnp.int32))  # Flax begins with an int
+    # Flax begins with an int.
+    return state.replace(step=jnp.zeros((), jnp.int32)).begin_with(variables)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Of each image, (B,), in at least float32."""
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Of each image, (B,), in at least float32; logits and targets (B, classes)."""
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, targets)

@@ -68,7 +68,16 @@ def to_state_dict(
     Args:
       variables: `params` and `batch_stats`.
       counters: `num_batches_tracked` by norm, 0 where it is missing, or one for all.
+
+    Raises:
+      InputError: for a network that normalises its images, which the original's
+        classes do not.
     """
+    if variables.keys() - {"params", "batch_stats"}:
+        raise InputError(
+            "the network normalises its images, for which PyTorch's classes have no "
+            "place; train with normalise=False to convert"
+        )
     tensors = {}
     for name, place in name_map(variables).items():
         tensors[name] = _tensor(variables, place)

@@ -23,39 +23,46 @@ def train_step(
       state: whose metrics take up the batch's.
       images: (B, H, W, channels) in [0, 1]; their dtype is the computation's.
       labels: (B,) int32.
-      rng: key of the dropout.
+      rng: key of mixup and dropout.
     """
+    targets_key, dropout_key = jax.random.split(rng)
+    images, targets = state.targets(targets_key, images, labels)
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
+            state.variables() | {"params": params},
             images,
             train=True,
             mutable=["batch_stats"],
-            rngs={"dropout": rng},
+            rngs={"dropout": dropout_key},
         )
-        return jnp.mean(cross_entropy(logits, labels)), (logits, updates)
+        losses = cross_entropy(logits, targets)
+        return jnp.mean(losses), (losses, logits, updates)
 
-    grads, (logits, updates) = jax.grad(loss_fn, has_aux=True)(state.params)
-    metrics = Metrics.of(logits, labels, jnp.ones(labels.shape, bool))
-    return state.apply_gradients(
+    gradients = jax.grad(loss_fn, has_aux=True)
+    grads, (losses, logits, updates) = gradients(state.params)
+    metrics = Metrics.of(losses, logits, labels, jnp.ones(labels.shape, bool))
+    state = state.apply_gradients(
         grads=grads,
         batch_stats=updates["batch_stats"],
         metrics=state.metrics + metrics,
     )
+    return state.update_ema()
 
 
 def eval_step(
     state: TrainState, images: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> Metrics:
     """The metrics of those images of a batch that `mask` (B,) keeps."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = state.apply_fn(variables, images, train=False)
-    return Metrics.of(logits, labels, mask)
+    logits = state.apply_fn(state.variables(), images, train=False)
+    losses = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+    return Metrics.of(losses, logits, labels, mask)
 
 
-def make_train_call(augment: Augment, mesh: Mesh) -> Any:
+def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any:
     """A jitted function that runs steps of an epoch in one device call.
+
+    They compute in `dtype`; parameters and statistics stay as they are.
 
     Its arguments are the state, which is donated, the data set's `Split` on the
     device, the epoch's batches (n, B) of image indices, the first of them to run and
@@ -67,12 +74,13 @@ def make_train_call(augment: Augment, mesh: Mesh) -> Any:
 
     def call(state, data, batches, start, stop, key):
         def body(i, state):
-            augment_key, dropout_key = jax.random.split(
+            augment_key, step_key = jax.random.split(
                 jax.random.fold_in(key, state.step)
             )
             images, labels = _take(data, batches[i], sharded)
             images = augment(augment_key, images)
-            return train_step(state, _to_float(images), labels, dropout_key)
+            images = _to_float(images).astype(dtype)
+            return train_step(state, images, labels, step_key)
 
         return lax.fori_loop(start, stop, body, state)
 

@@ -30,7 +30,8 @@ class StoredModel(NamedTuple):
     Attributes:
       arguments: of `create_model`, `name` among them.
       channels: of its images.
-      variables: `params` and `batch_stats`, NumPy arrays.
+      variables: `params` and `batch_stats`, of a run with moving averages these, and
+        `input_stats` where images are normalised; NumPy arrays.
       counters: PyTorch's `num_batches_tracked` by norm, or one for all.
       name: of a published checkpoint, else of the file or directory.
       dataset: that it was trained on.
@@ -72,7 +73,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, A
 
     Returns:
       The model, whose images are (B, H, W, channels) floats in [0, 1], and its
-      variables: `params` and `batch_stats`.
+      variables: `params`, `batch_stats`, and `input_stats` if it normalises images.
 
     Raises:
       InputError: if there is no such network, or it can't be read.
@@ -148,6 +149,32 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
         raise InputError(f"{path} can't be written: {in_one_line(error)}") from None
 
 
+def weights_for(variables: dict[str, Any], path: str) -> dict[str, Any]:
+    """`variables` with the numbers of the network in `path`.
+
+    A last layer of another number of classes keeps its own.
+
+    Raises:
+      InputError: if it can't be opened, or is another network.
+    """
+    found = open_model(path).variables
+    learned = {name: found[name] for name in ("params", "batch_stats")}
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    last = variables["params"].keys() & {"classifier_4", "linear"} or {"classifier_1"}
+    for name in last & learned["params"].keys():
+        own = variables["params"][name]
+        if shapes(own) != shapes(learned["params"][name]):
+            learned["params"] = {**learned["params"], name: own}
+            print(f"init_from: {name} is of another number of classes, and fresh")
+    try:
+        require_same_leaves(variables, learned)
+    except ValueError as error:
+        raise InputError(
+            f"init_from is {path!r}, which is another network: {error}"
+        ) from None
+    return jax.tree.map(jnp.asarray, learned)
+
+
 def _torch_tree(stored, module_prefix):
     prefix = "module." if module_prefix else ""
     tensors = to_state_dict(stored.variables, stored.counters)
@@ -219,6 +246,9 @@ def _open_converted(directory):
             expected = _abstract_variables(stored.create_model(), stored.channels)
             with ocp.StandardCheckpointer() as standard:
                 found = standard.metadata(directory / "variables").item_metadata
+            if "input_stats" in found.tree:
+                stats = {"input_stats": _abstract_input_stats(stored.channels)}
+                expected = expected | stats  # a copy: it is cached
             require_same_leaves(expected, found.tree)
             only = ocp.args.Composite(variables=ocp.args.StandardRestore())
             restored = checkpointer.restore(directory, args=only)
@@ -237,21 +267,25 @@ def _open_run(workdir, step):
 
     def describe(config):
         channels = IMAGE_SHAPES[config["dataset"]][2]
-        expected = _abstract_variables(create_model(**arguments(config)), channels)
-        return expected | {"epoch": jax.ShapeDtypeStruct((), np.int32)}
+        learned = _abstract_variables(create_model(**arguments(config)), channels)
+        fields = {"epoch": jax.ShapeDtypeStruct((), np.int32)}
+        if config["normalise"]:
+            fields |= {"input_stats": _abstract_input_stats(channels)}
+        return fields | ({"ema": learned} if config["ema_decay"] else learned)
 
     step, state, config, metrics = read_checkpoint(
         workdir / "checkpoints", step, describe
     )
     epochs = int(state.pop("epoch"))
+    averages = state.pop("ema", {})  # if there are any, they are what counts
     stored = StoredModel(
         arguments=arguments(config),
         channels=IMAGE_SHAPES[config["dataset"]][2],
-        variables=state,
+        variables=state | averages,
         counters=step,
         name=workdir.name,
         dataset=config["dataset"],
-        accuracy=metrics.get("test_accuracy"),
+        accuracy=metrics.get("test_ema_accuracy" if averages else "test_accuracy"),
         epoch=epochs - 1 if epochs else None,  # the last complete one
     )
     try:
@@ -286,6 +320,11 @@ def _abstract_variables(model, channels):
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     return {name: variables[name] for name in ("params", "batch_stats")}
+
+
+def _abstract_input_stats(channels):
+    per_channel = jax.ShapeDtypeStruct((channels,), np.float32)
+    return {"mean": per_channel, "std": per_channel}
 
 
 def _dataset(classes, channels):

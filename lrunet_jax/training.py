@@ -25,7 +25,9 @@ from lrunet_jax.plot import plot_curves
 from lrunet_jax.progress import Progress, duration, print_epoch
 from lrunet_jax.state import TrainState, create_train_state
 from lrunet_jax.steps import data_shardings, make_eval_call, make_mesh
+from lrunet_jax.stored_model import weights_for
 from lrunet_jax.summary import summarise
+from lrunet_jax.targets import make_targets
 
 
 def train_and_evaluate(
@@ -75,8 +77,7 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     _print_header(config, workdir, model, train_set, test_set)
 
     steps_per_epoch = data.steps_per_epoch(num_images, config.batch_size)
-    tx = create_optimizer(config, create_schedule(config, steps_per_epoch))
-    state = create_train_state(model, tx, jax.random.key(config.seed), image_shape)
+    state = _initial_state(config, model, train_set, steps_per_epoch)
     state = _resume(checkpoints, jax.device_put(state, replicated), config, workdir)
     # More or fewer than the epochs make, if the run began with another batch size.
     steps = int(state.epoch) * steps_per_epoch
@@ -90,7 +91,13 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
         began = time.monotonic()
         augment = data.make_augment(**config.augment)
         loop = EpochLoop(
-            state, train_set, augment, mesh, config.batch_size, config.seed
+            state,
+            train_set,
+            augment,
+            mesh,
+            config.batch_size,
+            config.seed,
+            config.dtype,
         )
         batches = data.eval_batches(len(test_set.labels), config.batch_size)
         evaluate = make_eval_call(mesh).lower(state, test_set, batches).compile()
@@ -99,7 +106,7 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     while int(state.epoch) < config.epochs and not stop_requested():
         epoch = int(state.epoch) + 1
         progress = Progress(epoch, config.epochs, state.metrics, num_images)
-        test = None
+        test: dict[str, float] = {}
         calls = loop.run(state)
         for state in calls:
             _require_finite(state, checkpoints)
@@ -119,13 +126,14 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
                 "images_per_second": progress.images_per_second,
             }
             if epoch % config.eval_every == 0 or epoch == config.epochs:
-                test = _named("test", evaluate(state, test_set, batches))
-            log.append(line | (test or {}))
+                for prefix, weights in state.evaluated().items():
+                    test |= _named(prefix, evaluate(weights, test_set, batches))
+            log.append(line | test)
             progress.close()
             print_epoch(log.lines[-1], config.epochs)
             state = jax.device_put(state.next_epoch(), replicated)
         progress.close()
-        checkpoints.save(state, config.to_dict(), test)
+        checkpoints.save(state, config.to_dict(), test or None)
 
     log.close()
     plot_curves(log.lines, workdir / "curves.png")
@@ -149,6 +157,23 @@ def _open_workdir(workdir, config):
             "directory that can be written"
         ) from None
     return path
+
+
+def _initial_state(config, model, train_set, steps_per_epoch):
+    """The state at step 0: fresh, or with the weights in `config.init_from`."""
+    state = create_train_state(
+        model,
+        create_optimizer(config, create_schedule(config, steps_per_epoch)),
+        jax.random.key(config.seed),
+        train_set.images.shape[1:],
+        targets=make_targets(model.num_classes, config.label_smoothing, config.mixup),
+        ema_decay=config.ema_decay,
+    )
+    if config.init_from:
+        state = state.begin_with(weights_for(state.learned(), config.init_from))
+    if config.normalise:
+        state = state.replace(input_stats=data.input_stats(train_set))
+    return state
 
 
 def _resume(checkpoints, state, config, workdir):
@@ -234,12 +259,13 @@ def _print_header(config, workdir, model, train_set, test_set):
 
 def _print_result(config, state, lines, checkpoints, workdir):
     evaluated = [line for line in lines if "test_accuracy" in line]
+    field = "test_ema_accuracy" if config.ema_decay else "test_accuracy"
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
-        best = max(evaluated, key=lambda line: (line["test_accuracy"], line["step"]))
+        best = max(evaluated, key=lambda line: (line[field], line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
-                f"{name} test accuracy {line['test_accuracy']:.2%}, epoch "
+                f"{name} test accuracy {line[field]:.2%}, epoch "
                 f"{line['epoch']}: {checkpoints.path(line['step'])}"
             )
     print(f"curves {workdir / 'curves.png'}")

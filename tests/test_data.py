@@ -123,6 +123,26 @@ def test_crops_and_flips_are_uniform():
     assert np.abs(columns[[1, 2, 3, 4, 5, 6]] / 4000 - 1 / 6).max() < 0.025
 
 
+def test_angles_are_uniform_within_ten_degrees():
+    # A pixel 100 right of the centre moves down by 100 sin(angle).
+    images = np.zeros((4000, 256, 256, 1), np.uint8)
+    images[:, 128:131, 228:231] = 255
+    augment = data.make_augment(size=256, padding=0, rotation=10.0, flip=False)
+    batches = np.split(images, 20)
+    keys = jax.random.split(jax.random.key(0), 20)
+    augment = jax.jit(augment)
+    rows = [
+        np.asarray(augment(*pair))[..., 0] for pair in zip(keys, batches, strict=True)
+    ]
+    heights = np.concatenate([r.sum(2) @ np.arange(256) / r.sum((1, 2)) for r in rows])
+    angles = np.degrees(np.arcsin((heights - 128.5) / 101.5))
+    assert np.abs(angles).max() < 10.7  # a pixel is 0.6 degrees
+    quarters, _ = np.histogram(angles, [-11, -5, 0, 5, 11])
+    assert np.abs(quarters / 4000 - 1 / 4).max() < 0.03  # 4 standard errors
+    assert abs(angles.mean()) < 0.4  # 4 standard errors
+    assert abs(angles.std() - 20 / 12**0.5) < 0.2
+
+
 def test_augmentation_depends_on_the_key_alone():
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)

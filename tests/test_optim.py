@@ -1,10 +1,11 @@
 """The optimiser against PyTorch's SGD by hand, and the schedules."""
 
+import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import pytest
+import torch
 
 from configs import default
 from lrunet_jax.errors import InputError
@@ -12,7 +13,8 @@ from lrunet_jax.optim import create_optimizer, create_schedule
 
 
 def test_sgd_is_pytorch_s_on_every_parameter():
-    config = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 0.01})
+    config = default.get_config()
+    config.weight_decay = 0.01
     tx = create_optimizer(config, lambda step: jnp.where(step < 2, 0.1, 0.01))
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     by_hand = {name: np.asarray(value, float) for name, value in params.items()}
@@ -58,3 +60,47 @@ def test_an_unknown_schedule_is_refused():
     config.schedule = "cosinus"
     with pytest.raises(InputError, match="did you mean 'cosine'"):
         create_schedule(config, 1)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_torch_optim_sgd(nesterov):
+    config = default.get_config()
+    config.nesterov = nesterov
+    config.weight_decay = 0.01
+    tx = create_optimizer(config, lambda step: 0.1)
+    params = {"kernel": jnp.array([1.0, -2.0, 0.5])}
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+    oracle = torch.optim.SGD(
+        [parameter], 0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov
+    )
+    state = tx.init(params)
+    for step in range(5):
+        grads = {"kernel": jnp.array([0.3, step, -1.0])}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        parameter.grad = torch.tensor([0.3, float(step), -1.0])
+        oracle.step()
+        np.testing.assert_allclose(
+            params["kernel"], parameter.detach().numpy(), rtol=1e-5
+        )
+
+
+def test_the_decay_may_be_on_kernels_alone():
+    config = default.get_config()
+    config.decay_of = "kernels"
+    config.weight_decay = 0.5
+    params = {
+        "stage1": {"dw": {"kernel": jnp.ones(2)}},
+        "features_1": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
+        "linear": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
+    }
+    tx = create_optimizer(config, lambda step: 0.1)
+    state = tx.init(params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, state, params)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        expected = -0.05 if path[-1].key == "kernel" else 0.0
+        np.testing.assert_allclose(update, expected, rtol=1e-6)
+    config.decay_of = "all"  # a run may change its mind: the state is of one form
+    other = create_optimizer(config, lambda step: 0.1).init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(other)

@@ -6,15 +6,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from conftest import ROOT
 from jax.sharding import AxisType
 
+from configs import default
 from lrunet_jax import create_model, data
 from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import Metrics, create_train_state
+from lrunet_jax.state import Metrics, create_train_state, cross_entropy
 from lrunet_jax.steps import make_eval_call, make_train_call, train_step
 
 
@@ -22,8 +22,7 @@ def small_state(drop=0.0, shape=(16, 16, 3)):
     model = create_model(
         "lrunet", width_mult=0.25, layer_reuse=2, drop=drop, num_classes=5
     )
-    config = ml_collections.ConfigDict({"momentum": 0.9, "weight_decay": 5e-4})
-    tx = create_optimizer(config, lambda step: 0.1)
+    tx = create_optimizer(default.get_config(), lambda step: 0.1)
     return create_train_state(model, tx, jax.random.key(0), shape)
 
 
@@ -81,8 +80,10 @@ def test_dropout_follows_the_key():
 def test_metrics_are_sums_over_what_the_mask_keeps():
     logits = jnp.array([[2.0, 0.0], [0.0, 1.0], [5.0, 0.0], [0.0, 0.0]])
     labels = jnp.array([0, 0, 0, 0])
-    metrics = Metrics.of(logits, labels, jnp.array([True, True, True, False]))
-    metrics += Metrics.of(logits, labels, jnp.array([True, False, False, False]))
+    losses = cross_entropy(logits, jax.nn.one_hot(labels, 2))
+    keep = jnp.array([True, True, True, False]), jnp.array([True, False, False, False])
+    metrics = Metrics.of(losses, logits, labels, keep[0])
+    metrics += Metrics.of(losses, logits, labels, keep[1])
     losses = np.log1p(np.exp([-2.0, 1.0, -5.0, -2.0]))
     np.testing.assert_allclose(metrics.loss, losses.sum(), rtol=1e-6)
     assert (int(metrics.correct), int(metrics.count)) == (3, 4)
@@ -142,7 +143,7 @@ def run(count):
     replicated, _ = data_shardings(mesh)
     put = lambda tree: jax.device_put(tree, replicated)
     augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
-    call = make_train_call(augment, mesh)
+    call = make_train_call(augment, mesh, "float64")
     state, split = put(double(small_state(drop=0.5))), put(random_split(38))
     full, tail = data.train_batches(np.arange(38, dtype=np.int32), 16)
     key = put(jax.random.key(1))

@@ -12,6 +12,7 @@ from lrunet_jax.data.sources import (
     NUM_CLASSES,
     Split,
     class_names,
+    input_stats,
     load_split,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "class_names",
     "epoch_order",
     "eval_batches",
+    "input_stats",
     "load_split",
     "make_augment",
     "steps_per_epoch",

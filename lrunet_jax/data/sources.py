@@ -58,6 +58,16 @@ def class_names(name: str, data_dir: str = "") -> list[str]:
     return builder.info.features["label"].names
 
 
+def input_stats(split: Split) -> dict[str, np.ndarray]:
+    """`mean` and `std` (channels,) float32 of a split's images, in [0, 1]."""
+    channels = np.moveaxis(np.asarray(split.images), -1, 0)
+    counts = np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
+    shares, levels = counts / counts[0].sum(), np.arange(256) / 255
+    mean = shares @ levels
+    std = np.sqrt(shares @ levels**2 - mean**2)
+    return {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+
+
 def _tfds_dir(data_dir):
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     return os.path.expanduser(data_dir)

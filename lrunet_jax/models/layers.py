@@ -49,8 +49,15 @@ def require_common_fields(model: Any) -> None:
     ops.resolve(model.lowering)
 
 
-def channels_first(images: jax.Array) -> jax.Array:
-    """Images (B, H, W, channels) in the inner order (channels, H, W, B).
+def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:
+    """The images of a network in the inner order: (channels, H, W, B).
+
+    Where the network's variables hold the statistics of its training images,
+    `input_stats/{mean,std}` (channels,), the images are normalised by them.
+
+    Args:
+      model: in whose `__call__` this is.
+      images: (B, H, W, channels) in [0, 1].
 
     Raises:
       InputError: for integers, of which no network makes sense.
@@ -60,6 +67,10 @@ def channels_first(images: jax.Array) -> jax.Array:
             f"images are {images.dtype}; they must be floats in [0, 1], like "
             "pixels / 255"
         )
+    if model.has_variable("input_stats", "mean"):
+        mean: jax.Array = model.get_variable("input_stats", "mean")
+        std: jax.Array = model.get_variable("input_stats", "std")
+        images = ((images - mean) / std).astype(images.dtype)
     return jnp.transpose(images, (3, 1, 2, 0))
 
 

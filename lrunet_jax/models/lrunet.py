@@ -75,7 +75,7 @@ class LruNet(nn.Module):
           (B, num_classes).
         """
         width = round(STEM_CHANNELS * self.width_mult)
-        x = channels_first(images)
+        x = channels_first(self, images)
         x = Conv(STEM_CHANNELS, stride=2, lowering=self.lowering, name="features_0")(x)
         x = nn.relu(BatchNorm(STEM_CHANNELS, name="features_1")(x, train=train))
         x = x[jnp.arange(width) % STEM_CHANNELS] if width != STEM_CHANNELS else x

@@ -59,7 +59,7 @@ class MobileNet(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
-        x = channels_first(images)
+        x = channels_first(self, images)
         width = int(32 * self.width_mult)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,

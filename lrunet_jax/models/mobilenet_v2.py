@@ -66,7 +66,7 @@ class MobileNetV2(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
-        x = channels_first(images)
+        x = channels_first(self, images)
         width = int(32 * self.width_mult)
         x = Conv(width, lowering=self.lowering, name="features_0_0")(x)
         x = nn.relu6(BatchNorm(width, name="features_0_1")(x, train=train))

@@ -90,7 +90,7 @@ class ShuffleNet(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
-        x = channels_first(images)
+        x = channels_first(self, images)
         width = self.scaled(STEM_CHANNELS)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,

@@ -67,7 +67,7 @@ class ShuffleNetV2(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
-        x = channels_first(images)
+        x = channels_first(self, images)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,
             "lowering": self.lowering,

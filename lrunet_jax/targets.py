@@ -1,0 +1,39 @@
+"""What the logits of a batch are compared with: labels, smoothed and mixed."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Targets = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+@functools.cache  # equal recipes are one function, and one compiled program
+def make_targets(
+    num_classes: int, label_smoothing: float = 0.0, mixup: float = 0.0
+) -> Targets:
+    """The recipe's targets, as a function of a key, a batch's images and its labels.
+
+    Args:
+      num_classes: of the data set.
+      label_smoothing: the share of each target that is spread evenly over all classes.
+      mixup: alpha of mixup (arXiv 1710.09412): the batch becomes a mixture of itself
+        and of itself reversed, its share drawn from Beta(alpha, alpha); 0 for none.
+
+    Returns:
+      (key, images (B, H, W, channels), labels (B,)) -> (images, targets (B, classes)).
+    """
+
+    def smoothed(key, images, labels):
+        dtype = jnp.promote_types(images.dtype, jnp.float32)
+        one_hot = jax.nn.one_hot(labels, num_classes, dtype=dtype)
+        return images, optax.smooth_labels(one_hot, label_smoothing)
+
+    def mixed(key, images, labels):
+        share = jax.random.beta(key, mixup, mixup)
+        mix = lambda x: (share * x + (1 - share) * x[::-1]).astype(x.dtype)
+        return jax.tree.map(mix, smoothed(key, images, labels))
+
+    return mixed if mixup else smoothed
