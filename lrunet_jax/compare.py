@@ -31,7 +31,8 @@ def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str
     Returns:
       `name`, `dataset`, `published` (a fraction; of an unpublished network what its
       file records, None if nothing), `correct` of `total` images, their `difference`
-      from the published ones, the costs of `summarise` and `images_per_second`.
+      from the published ones, the costs of `summarise`, `images_per_second` and the
+      `logits`.
     """
     model = stored.create_model()
     result = evaluate(model, stored.variables, split, batch_size)
@@ -70,6 +71,7 @@ def compare_torch(
     tensors = to_state_dict(stored.variables, stored.counters)
     as_tensor = lambda array: torch.from_numpy(np.array(array))
     model.load_state_dict({name: as_tensor(array) for name, array in tensors.items()})
+    # PyTorch documents this call; its type stubs lack it.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     images = torch.from_numpy(split.images).movedim(3, 1)  # channels last in memory

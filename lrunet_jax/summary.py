@@ -57,19 +57,13 @@ def summarise(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, 
       linear layers with their biases; `macs`, the multiply-accumulates of these; and
       `activation_bytes`, of what they put out, in float32.
     """
-    layers = list_layers(model, image_shape)
+    params, layers = _read_off(model, image_shape)
     return {
-        "params": count_parameters(model, image_shape),
+        "params": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "conv_params": sum(layer.params for layer in layers),
         "macs": sum(layer.macs for layer in layers),
         "activation_bytes": sum(layer.activation_bytes for layer in layers),
     }
-
-
-def count_parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Trainable parameters of `model` for images (H, W, channels)."""
-    variables = _abstract_variables(model, _abstract_image(image_shape))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
@@ -78,25 +72,21 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     Read off the program itself: the forward pass in training, where no norm is folded
     into a kernel, in the lowering that calls each convolution by its name.
     """
+    return _read_off(model, image_shape)[1]
+
+
+def _read_off(model, image_shape):
+    """The abstract parameters of a model, and its layers."""
     model = model.clone(lowering="xla")
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
     def forward(variables, image):
         apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
         return apply(variables, image, rngs={"dropout": jax.random.key(0)})
 
-    image = _abstract_image(image_shape)
-    variables = _abstract_variables(model, image)
     jaxpr = jax.make_jaxpr(forward)(variables, image).jaxpr
-    return list(_layers(jaxpr, variables["params"], "", 1))
-
-
-def _abstract_image(shape):
-    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-
-def _abstract_variables(model, image):
-    init = model.clone(lowering="xla").init
-    return jax.eval_shape(init, jax.random.key(0), image)
+    return variables["params"], list(_layers(jaxpr, variables["params"], "", 1))
 
 
 def _layers(jaxpr, params, outer: str, times: int) -> Iterator[Layer]:
