@@ -11,6 +11,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.errors import InputError, in_one_line, require
+from lrunet_jax.metrics import accuracy_of
 from lrunet_jax.state import TrainState
 
 
@@ -29,11 +30,11 @@ class Checkpoints:
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
-                get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=accuracy_of, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
         options = ocp.CheckpointManagerOptions(
-            best_fn=_accuracy,
+            best_fn=accuracy_of,
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
@@ -156,7 +157,7 @@ def read_checkpoint(
     Raises:
       InputError: if it is not there, can't be read, or holds something else.
     """
-    options = ocp.CheckpointManagerOptions(best_fn=_accuracy, read_only=True)
+    options = ocp.CheckpointManagerOptions(best_fn=accuracy_of, read_only=True)
     handlers = {
         "state": ocp.PyTreeCheckpointHandler(),
         "config": ocp.JsonCheckpointHandler(),
@@ -194,11 +195,6 @@ def read_checkpoint(
             f"{which} in {directory} can't be read: {in_one_line(error)}"
         ) from None
     return step, state, config, metrics
-
-
-def _accuracy(metrics):
-    """That a run's best checkpoint has: of the averaged weights, if there are any."""
-    return metrics.get("test_ema_accuracy", metrics["test_accuracy"])
 
 
 def _arrays(state):

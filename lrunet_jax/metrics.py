@@ -1,10 +1,12 @@
 """The record of a run: JSON lines and TensorBoard events, one entry an epoch."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+
+Line = dict[str, Any]  # of the record: an epoch
 
 
 class MetricsLog:
@@ -16,6 +18,8 @@ class MetricsLog:
 
     def __init__(self, workdir: epath.Path, step: int):
         """Opens the record in `workdir` and keeps what is at or before `step`."""
+        from tensorboardX import SummaryWriter  # slow to import, for those who train
+
         self._path = workdir / "metrics.jsonl"
         self.lines = [line for line in _read(self._path) if line["step"] <= step]
         self._write()
@@ -23,7 +27,7 @@ class MetricsLog:
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
 
-    def append(self, line: dict[str, Any]) -> None:
+    def append(self, line: Line) -> None:
         """Adds an epoch's line; `step` counts the steps done."""
         self.lines.append(line)
         self._write()
@@ -38,6 +42,11 @@ class MetricsLog:
 
     def _write(self):
         write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+
+def accuracy_of(metrics: Mapping[str, float]) -> float:
+    """The test accuracy: of the averaged weights, if there are any."""
+    return metrics.get("test_ema_accuracy", metrics["test_accuracy"])
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -1,6 +1,5 @@
 """Trained networks on disk: PyTorch's files, converted directories, runs."""
 
-import functools
 import os
 import pathlib
 import shutil
@@ -18,7 +17,7 @@ from lrunet_jax import published, torch_format
 from lrunet_jax.checkpoint import read_checkpoint, require_same_leaves
 from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
 from lrunet_jax.errors import InputError, in_one_line, require
-from lrunet_jax.models import create_model
+from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.state_dict import from_state_dict, identify, to_state_dict
 
 TORCH_SUFFIXES = (".pt", ".pth", ".t7")
@@ -149,22 +148,25 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
         raise InputError(f"{path} can't be written: {in_one_line(error)}") from None
 
 
-def weights_for(variables: dict[str, Any], path: str) -> dict[str, Any]:
-    """`variables` with the numbers of the network in `path`.
+def weights_for(
+    model: nn.Module, variables: dict[str, Any], path: str
+) -> dict[str, Any]:
+    """`variables` of `model` with the numbers of the network in `path`.
 
     A last layer of another number of classes keeps its own.
 
     Raises:
       InputError: if it can't be opened, or is another network.
     """
-    found = open_model(path).variables
-    learned = {name: found[name] for name in ("params", "batch_stats")}
+    stored = open_model(path)
+    learned = {name: stored.variables[name] for name in ("params", "batch_stats")}
+    arguments = stored.arguments | {"num_classes": model.num_classes}
+    of_classes = abstract_variables(create_model(**arguments), stored.channels)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
-    last = variables["params"].keys() & {"classifier_4", "linear"} or {"classifier_1"}
-    for name in last & learned["params"].keys():
-        own = variables["params"][name]
-        if shapes(own) != shapes(learned["params"][name]):
-            learned["params"] = {**learned["params"], name: own}
+    for name, module in of_classes["params"].items():
+        if shapes(module) != shapes(learned["params"][name]):
+            own = variables["params"].get(name, {})
+            learned["params"] = learned["params"] | {name: own}
             print(f"init_from: {name} is of another number of classes, and fresh")
     try:
         require_same_leaves(variables, learned)
@@ -213,7 +215,7 @@ def _open_torch(path):
     try:
         arguments, channels = identify(tensors)
         variables, counters = from_state_dict(
-            tensors, _abstract_variables(create_model(**arguments), channels)
+            tensors, abstract_variables(create_model(**arguments), channels)
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
@@ -243,7 +245,7 @@ def _open_converted(directory):
             facts = checkpointer.restore(directory, args=only)["model"]
             stored = StoredModel(variables={}, **facts)
             _require_facts(stored)
-            expected = _abstract_variables(stored.create_model(), stored.channels)
+            expected = abstract_variables(stored.create_model(), stored.channels)
             with ocp.StandardCheckpointer() as standard:
                 found = standard.metadata(directory / "variables").item_metadata
             if "input_stats" in found.tree:
@@ -267,7 +269,7 @@ def _open_run(workdir, step):
 
     def describe(config):
         channels = IMAGE_SHAPES[config["dataset"]][2]
-        learned = _abstract_variables(create_model(**arguments(config)), channels)
+        learned = abstract_variables(create_model(**arguments(config)), channels)
         fields = {"epoch": jax.ShapeDtypeStruct((), np.int32)}
         if config["normalise"]:
             fields |= {"input_stats": _abstract_input_stats(channels)}
@@ -313,13 +315,6 @@ def _require_facts(stored):
     for field, is_sound in sound.items():
         if not is_sound:
             raise ValueError(f"{field} is {str(getattr(stored, field))!r:.90}")
-
-
-@functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
-def _abstract_variables(model, channels):
-    images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return {name: variables[name] for name in ("params", "batch_stats")}
 
 
 def _abstract_input_stats(channels):

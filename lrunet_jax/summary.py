@@ -21,7 +21,7 @@ from jax.extend.core import jaxprs_in_params
 from lrunet_jax.command import add_model_fields, model_from, print_table, run
 from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
 from lrunet_jax.errors import require
-from lrunet_jax.models import create_model, list_models
+from lrunet_jax.models import abstract_variables, create_model, list_models
 from lrunet_jax.published import PUBLISHED
 
 Shape = tuple[int, ...]
@@ -79,7 +79,7 @@ def _read_off(model, image_shape):
     """The abstract parameters of a model, and its layers."""
     model = model.clone(lowering="xla")
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = abstract_variables(model, image_shape[2])
 
     def forward(variables, image):
         apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])

@@ -18,10 +18,10 @@ from lrunet_jax.checkpoint import Checkpoints
 from lrunet_jax.config import changes, require_same_run, validate
 from lrunet_jax.epoch import EpochLoop
 from lrunet_jax.errors import DivergedError, InputError, require
-from lrunet_jax.metrics import MetricsLog, write_whole
+from lrunet_jax.metrics import MetricsLog, accuracy_of, write_whole
 from lrunet_jax.models import create_model
 from lrunet_jax.optim import create_optimizer, create_schedule
-from lrunet_jax.plot import plot_curves
+from lrunet_jax.plot import plot_run
 from lrunet_jax.progress import Progress, duration, print_epoch
 from lrunet_jax.state import TrainState, create_train_state
 from lrunet_jax.steps import data_shardings, make_eval_call, make_mesh
@@ -77,8 +77,13 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
     _print_header(config, workdir, model, train_set, test_set)
 
     steps_per_epoch = data.steps_per_epoch(num_images, config.batch_size)
-    state = _initial_state(config, model, train_set, steps_per_epoch)
-    state = _resume(checkpoints, jax.device_put(state, replicated), config, workdir)
+    state = _fresh_state(config, model, train_set, steps_per_epoch)
+    state = jax.device_put(state, replicated)
+    if (resumed := _resume(checkpoints, state, config, workdir)) is not None:
+        state = resumed
+    elif config.init_from:
+        weights = weights_for(model, state.learned(), config.init_from)
+        state = state.begin_with(jax.device_put(weights, replicated))
     # More or fewer than the epochs make, if the run began with another batch size.
     steps = int(state.epoch) * steps_per_epoch
     steps += int(state.metrics.count) // config.batch_size
@@ -136,7 +141,7 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
         checkpoints.save(state, config.to_dict(), test or None)
 
     log.close()
-    plot_curves(log.lines, workdir / "curves.png")
+    plot_run(log.lines, workdir / "curves.png")
     _print_result(config, state, log.lines, checkpoints, workdir)
     return state
 
@@ -159,8 +164,7 @@ def _open_workdir(workdir, config):
     return path
 
 
-def _initial_state(config, model, train_set, steps_per_epoch):
-    """The state at step 0: fresh, or with the weights in `config.init_from`."""
+def _fresh_state(config, model, train_set, steps_per_epoch):
     state = create_train_state(
         model,
         create_optimizer(config, create_schedule(config, steps_per_epoch)),
@@ -169,18 +173,15 @@ def _initial_state(config, model, train_set, steps_per_epoch):
         targets=make_targets(model.num_classes, config.label_smoothing, config.mixup),
         ema_decay=config.ema_decay,
     )
-    if config.init_from:
-        state = state.begin_with(weights_for(state.learned(), config.init_from))
     if config.normalise:
         state = state.replace(input_stats=data.input_stats(train_set))
     return state
 
 
-def _resume(checkpoints, state, config, workdir):
-    """The latest checkpoint's state, or `state` itself where there is none."""
-    restored = checkpoints.restore_latest(state)
-    if restored is None:
-        return state
+def _resume(checkpoints, fresh, config, workdir):
+    """The latest checkpoint's state; None where there is none."""
+    if (restored := checkpoints.restore_latest(fresh)) is None:
+        return None
     state, stored = restored
     changed = changes(stored, config)
     require_same_run(changed, str(workdir))
@@ -259,13 +260,12 @@ def _print_header(config, workdir, model, train_set, test_set):
 
 def _print_result(config, state, lines, checkpoints, workdir):
     evaluated = [line for line in lines if "test_accuracy" in line]
-    field = "test_ema_accuracy" if config.ema_decay else "test_accuracy"
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
-        best = max(evaluated, key=lambda line: (line[field], line["step"]))
+        best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
-                f"{name} test accuracy {line[field]:.2%}, epoch "
+                f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
                 f"{line['epoch']}: {checkpoints.path(line['step'])}"
             )
     print(f"curves {workdir / 'curves.png'}")

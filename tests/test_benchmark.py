@@ -1,27 +1,15 @@
 """The benchmark's figures, and its limits on compile time and memory."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
-
-
-def benchmark(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.benchmark", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from conftest import command
 
 
 @pytest.mark.slow
 def test_it_prints_the_figures():
     flags = ("--model=lrunet", "--layer_reuse=1", "--width_mult=0.25")
-    result = benchmark(*flags, "--batch_size=16", "--steps=1", "--json")
+    result = command("benchmark", *flags, "--batch_size=16", "--steps=1", "--json")
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["model"] == "lrunet"
@@ -32,11 +20,11 @@ def test_it_prints_the_figures():
 
 @pytest.mark.slow
 def test_lrunet_8_fits_in_its_memory():
-    result = benchmark("--layer_reuse=8", "--steps=1", "--json")
+    result = command("benchmark", "--layer_reuse=8", "--steps=1", "--json")
     assert json.loads(result.stdout)["temp_bytes"] <= 0.6e9
 
 
 def test_a_mistake_gets_one_line():
-    result = benchmark("--layer_reuse=0")
+    result = command("benchmark", "--layer_reuse=0")
     assert result.returncode == 2
     assert result.stderr == "error: model.layer_reuse is 0; it must be at least 1\n"

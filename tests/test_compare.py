@@ -1,29 +1,17 @@
 """The published accuracies, to the image."""
 
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import command
 
 from lrunet_jax.published import PUBLISHED
-
-
-def compare(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.compare", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.slow
 def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
     paths = sorted(shared.glob("checkpoints/*.t7"))
-    result = compare(*paths, f"--data_dir={shared / 'tfds'}", "--json")
+    result = command("compare", *paths, f"--data_dir={shared / 'tfds'}", "--json")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert {row["name"] for row in rows} == PUBLISHED.keys()
@@ -46,14 +34,14 @@ def test_pytorch_beside_it(shared):
         )
     ]
     arguments = (*paths, f"--data_dir={shared / 'tfds'}", "--torch")
-    result = compare(*arguments, "--json")
+    result = command("compare", *arguments, "--json")
     assert result.returncode == 0, result.stderr
     for row in json.loads(result.stdout):
         assert row["torch_correct"] == row["correct"]
         # float32 logits of either side move by 1e-5 with the order of their sums.
         assert 0 < row["logit_difference"] < 1e-4
         assert row["torch_images_per_second"] > 0
-    table = compare(*arguments).stdout
+    table = command("compare", *arguments).stdout
     assert table.startswith("| checkpoint")
     assert "| 91.17%" in table
     assert table.count("\n") == 4
@@ -61,7 +49,7 @@ def test_pytorch_beside_it(shared):
 
 def test_a_mistake_gets_one_line(shared):
     path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
-    result = compare(path, "nothing", f"--data_dir={shared / 'tfds'}")
+    result = command("compare", path, "nothing", f"--data_dir={shared / 'tfds'}")
     assert result.returncode == 2
     assert result.stderr.startswith("error: path is 'nothing'; it must be")
     assert result.stderr.count("\n") == 1

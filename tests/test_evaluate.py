@@ -2,14 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import command
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
@@ -17,16 +15,6 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.evaluate import choose_dataset, evaluate, lower_forward, predict
 from lrunet_jax.stored_model import open_model
 from lrunet_jax.torch_models import create_torch_model
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.evaluate", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def tiny(name="lrunet", **arguments):
@@ -89,7 +77,7 @@ def test_the_data_set_must_fit_the_network(shared):
 @pytest.mark.slow
 def test_the_command_on_a_published_file(shared):
     path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
-    result = run(path, f"--data_dir={shared / 'tfds'}", "--json")
+    result = command("evaluate", path, f"--data_dir={shared / 'tfds'}", "--json")
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert (figures["correct"], figures["total"]) == (9117, 10_000)
@@ -104,7 +92,9 @@ def test_the_command_on_a_published_file(shared):
 def test_the_command_on_embedded_data(tmp_path):
     oracle = create_torch_model("mobilenet", 1, 10, 0.1)
     torch.save(oracle.state_dict(), tmp_path / "mine.pt")
-    result = run(tmp_path / "mine.pt", "--dataset=digits", "--batch_size=100")
+    result = command(
+        "evaluate", tmp_path / "mine.pt", "--dataset=digits", "--batch_size=100"
+    )
     assert result.returncode == 0, result.stderr
     line = "network   mine: mobilenet (num_classes=10, width_mult=0.1)\n"
     assert result.stdout.startswith(line)
@@ -120,7 +110,7 @@ def test_the_command_on_embedded_data(tmp_path):
     ],
 )
 def test_a_mistake_gets_one_line(arguments, message):
-    result = run(*arguments)
+    result = command("evaluate", *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.count("\n") == 1

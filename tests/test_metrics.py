@@ -1,11 +1,10 @@
-"""The record of a run and its picture."""
+"""The record of a run."""
 
 import json
 
 from etils import epath
 
 from lrunet_jax.metrics import MetricsLog
-from lrunet_jax.plot import plot_curves
 
 
 def line(step):
@@ -24,10 +23,3 @@ def test_what_a_resumed_run_has_not_done_is_cut_off(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(text)["step"] for text in text.splitlines()] == [10, 20, 31]
     assert not (tmp_path / "metrics.jsonl.new").exists()
-
-
-def test_curves_are_drawn_from_any_lines(tmp_path):
-    path = epath.Path(tmp_path) / "curves.png"
-    for lines in ([], [line(10)], [line(10), {**line(20), "test_accuracy": 0.5}]):
-        plot_curves(lines, path)
-        assert path.read_bytes().startswith(b"\x89PNG")

@@ -16,25 +16,36 @@ def commands(start):
     return [line for line in lines if line.startswith(start)]
 
 
+def run(command, cwd):
+    return subprocess.run(
+        command.replace("python", sys.executable, 1),
+        shell=True,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 @pytest.mark.slow
-def test_the_commands_on_trained_networks_run_one_after_the_other(
-    shared, tmp_path, monkeypatch
-):
+def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    make_run("runs/lru4", [0.5, 0.75])
     found = commands("python -m lrunet_jax")
-    assert len(found) >= 6
+    assert len(found) >= 9
     for command in found:
-        words = command.replace("DIR", str(shared / "tfds")).split()
-        result = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        result = run(command.replace("DIR", str(shared / "tfds")), tmp_path)
         assert result.returncode == 0, f"{command}: {result.stderr}"
-        assert result.stdout
+    assert (tmp_path / "runs.png").exists()
+
+
+def test_the_training_commands_are_understood():
+    found = commands("python train.py")
+    assert found
+    for command in found:
+        result = run(f"{command} --config.epochs=0", ROOT)
+        assert result.stderr == "error: epochs is 0; it must be at least 1\n"
 
 
 @pytest.mark.slow

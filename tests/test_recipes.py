@@ -1,5 +1,6 @@
 """The options of today's recipes, each against its definition, and all together."""
 
+import shutil
 import signal
 
 import jax
@@ -180,16 +181,26 @@ def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
 
 
 def test_training_begins_from_given_weights(shared, tmp_path, capsys):
-    path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    original = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    path = tmp_path / original.name
+    shutil.copy(original, path)
     config = tiny_config(init_from=str(path), learning_rate=0.0)
     config.update(epochs=1, warmup_epochs=0.0)
     config.model.update({"layer_reuse": 1, "width_mult": 1.0})
     config.weight_decay = 0.0
     state = train_and_evaluate(config, str(tmp_path / "same"))
     assert_same_bits(state.params, open_model(path).variables["params"])
+
     config.model.update({"layer_reuse": 2})
     with pytest.raises(InputError, match=r"init_from is .*another network: .*dw_bn"):
         train_and_evaluate(config, str(tmp_path / "other"))
+
+    # A run that goes on has weights of its own.
+    path.unlink()
+    config.model.update({"layer_reuse": 1})
+    config.epochs = 2
+    state = train_and_evaluate(config, str(tmp_path / "same"))
+    assert state.epoch == 2
 
 
 def test_a_classifier_of_other_classes_stays_fresh(shared, tmp_path, capsys):
@@ -198,7 +209,7 @@ def test_a_classifier_of_other_classes_stays_fresh(shared, tmp_path, capsys):
     own = create_model(**(stored.arguments | {"num_classes": 7}))
     variables = own.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
 
-    found = weights_for(variables, str(path))
+    found = weights_for(own, variables, str(path))
     assert "classifier_1 is of another number of classes" in capsys.readouterr().out
     for name, module in found["params"].items():
         source = variables if name == "classifier_1" else stored.variables

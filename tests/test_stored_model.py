@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, command
 
 import lrunet_jax
 from configs import digits
@@ -21,16 +21,6 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.stored_model import open_model, save_model
 from lrunet_jax.torch_models import create_torch_model
 from lrunet_jax.training import train_and_evaluate
-
-
-def run(command, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"lrunet_jax.{command}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +249,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
     step = steps_of(workdir)[-1]
     for path in (tmp_path / "run" / "checkpoints" / str(step)).rglob("d/*"):
         path.write_bytes(path.read_bytes()[:20])
-    result = run("evaluate", tmp_path / "run", f"--step={step}")
+    result = command("evaluate", tmp_path / "run", f"--step={step}")
     assert result.returncode == 2
     assert re.match(rf"error: checkpoint {step} in .* can't be read: ", result.stderr)
     assert result.stderr.count("\n") == 1, result.stderr
@@ -315,6 +305,14 @@ def test_batch_counters_are_kept_one_by_one(tmp_path):
         assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.usefixtures("x64")
+def test_files_are_float32_where_float64_is_enabled(lru1, tmp_path):
+    save_model(open_model(lru1), str(tmp_path / "lru1"))
+    assert_same_variables(
+        open_model(tmp_path / "lru1").variables, open_model(lru1).variables
+    )
+
+
 def test_a_target_that_exists_is_left_alone(lru1, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there.pt").write_text("mine")
@@ -364,12 +362,12 @@ def test_a_converted_directory_of_another_model_is_refused(lru1, tmp_path):
 @pytest.mark.slow
 def test_the_command_converts_both_ways(lru1, tmp_path):
     directory, file = tmp_path / "orbax", tmp_path / "weights.pt"
-    result = run("convert", lru1, directory)
+    result = command("convert", lru1, directory)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("cifar10-lru1: lrunet (num_classes=10, width_mult=")
-    assert run("convert", directory, file).returncode == 0
+    assert command("convert", directory, file).returncode == 0
     assert open_model(file).accuracy == 0.8391
-    again = run("convert", lru1, directory)
+    again = command("convert", lru1, directory)
     assert again.returncode == 2
     assert again.stderr.startswith("error: target is ")
     assert again.stderr.count("\n") == 1
@@ -381,5 +379,5 @@ def test_importing_the_package_imports_no_torch_nor_tfds():
         "print({'torch', 'tensorflow_datasets', 'matplotlib'} & set(sys.modules))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code]
-    assert subprocess.check_output(command, env=environment, text=True) == "set()\n"
+    python = [sys.executable, "-c", code]
+    assert subprocess.check_output(python, env=environment, text=True) == "set()\n"

@@ -2,11 +2,9 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import command
 
 from lrunet_jax import create_model
 from lrunet_jax.published import PUBLISHED
@@ -36,26 +34,16 @@ COSTS = {
 }
 
 
-def summary(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.summary", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.slow
 def test_the_published_costs_come_out_to_the_digit():
-    result = summary("--json")
+    result = command("summary", "--json")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert {
         row["name"]: (row["params"], row["conv_params"], row["macs"]) for row in rows
     } == COSTS
     assert COSTS.keys() == PUBLISHED.keys()
-    table = summary()
+    table = command("summary")
     for row in rows:
         for field in ("params", "conv_params", "macs", "activation_bytes"):
             assert f" {row[field]:,} " in table.stdout
@@ -105,7 +93,7 @@ def test_every_lowering_costs_the_same():
 
 
 def test_a_model_s_arguments_and_layers_on_the_command_line():
-    result = summary("shufflenet", "--groups=8", "--layers", "--json")
+    result = command("summary", "shufflenet", "--groups=8", "--layers", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert len(found["layers"]) == 50
@@ -128,6 +116,6 @@ def test_a_model_s_arguments_and_layers_on_the_command_line():
     ],
 )
 def test_a_mistake_gets_one_line(arguments, message):
-    result = summary(*arguments)
+    result = command("summary", *arguments)
     assert result.returncode == 2
     assert result.stderr == f"error: {message}\n"

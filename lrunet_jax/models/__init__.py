@@ -1,5 +1,6 @@
 """The networks, as Flax modules: NHWC images in [0, 1] to logits."""
 
+from lrunet_jax.models.abstract import abstract_variables
 from lrunet_jax.models.lrunet import LruNet
 from lrunet_jax.models.mobilenet import MobileNet
 from lrunet_jax.models.mobilenet_v2 import MobileNetV2
@@ -13,6 +14,7 @@ __all__ = [
     "MobileNetV2",
     "ShuffleNet",
     "ShuffleNetV2",
+    "abstract_variables",
     "create_model",
     "list_models",
     "model_fields",

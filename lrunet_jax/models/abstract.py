@@ -1,0 +1,23 @@
+"""The variables of a model without their numbers."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+
+@functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
+def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
+    """`params` and `batch_stats` of a network for images with so many channels.
+
+    In float32, as they are stored, also where float64 is enabled.
+    """
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    as_stored = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32)
+    return {
+        name: jax.tree.map(as_stored, variables[name])
+        for name in ("params", "batch_stats")
+    }
