@@ -1,17 +1,20 @@
 """Times a model's training step and its inference.
 
     python -m lrunet_jax.benchmark --model=lrunet --layer_reuse=8 --batch_size=256
+    python -m lrunet_jax.benchmark --all --torch
 
-The training step is that of `train.py`, on random 32x32 colour images that lie on the
-device: batch, augmentation, forward, backward, update, in float32.
+The training step is that of `train.py`, on random images that lie on the device:
+batch, augmentation, forward, backward, update. With --torch, PyTorch takes turns with
+it: its own eager step, without augmentation, in channels_last on as many threads.
 """
 
 import argparse
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,121 +23,278 @@ import numpy as np
 from flax import linen as nn
 
 from lrunet_jax import data
-from lrunet_jax.command import add_model_fields, model_from, run
+from lrunet_jax.command import add_model_fields, print_table, require_torch, run
+from lrunet_jax.config import DTYPES
 from lrunet_jax.epoch import steps_per_call
 from lrunet_jax.errors import require
-from lrunet_jax.models import list_models
+from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
 from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import TrainState, create_train_state
+from lrunet_jax.published import PUBLISHED
+from lrunet_jax.state import create_train_state
 from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
 
-IMAGE_SHAPE = (32, 32, 3)
 MAX_STEPS = 1000  # in a device call; an epoch has no more by far
 
 
-def benchmark(model: nn.Module, batch_size: int, steps: int) -> dict[str, Any]:
-    """Medians, over `steps` device calls each, of a training step and of inference.
+class Workload(NamedTuple):
+    """What is timed; each function returns when its work is done.
 
-    A device call for training makes as many steps as one of `train.py` makes.
+    Attributes:
+      step: a number of training steps.
+      inference: the logits of a batch.
+      single: the logits of one image.
+    """
+
+    step: Callable[[int], Any]
+    inference: Callable[[], Any]
+    single: Callable[[], Any]
+
+
+def benchmark(
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    batch_size: int = 256,
+    rounds: int = 5,
+    dtype: str = "float32",
+    torch_arguments: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Times `model`, and PyTorch in turns with it.
+
+    A device call for training makes as many steps as one of `train.py` makes, and
+    PyTorch as many in its turn.
+
+    Args:
+      model: the network.
+      image_shape: (H, W, channels).
+      batch_size: images a step.
+      rounds: how often each is timed, after one time that is not counted.
+      dtype: of the computation.
+      torch_arguments: of `create_torch_model`; None to leave PyTorch out.
 
     Returns:
-      `step_seconds`, `inference_seconds`, `compile_seconds` and `temp_bytes` (of the
-      training step's program).
+      `step_seconds`, `inference_seconds` of a batch and `single_seconds` of one image
+      as medians, each with its quartiles (`step_quartiles`); `compile_seconds` and
+      `temp_bytes` of the training step's program. With PyTorch also its medians
+      (`torch_step_seconds`), the ratio of the medians, PyTorch's over ours
+      (`step_ratio`), and the quartiles of the rounds' ratios (`step_ratio_quartiles`).
     """
+    split = _random_split(model, batch_size, image_shape)
+    ours, variables, figures = _our_workload(model, split, dtype)
+    workloads = [ours]
+    if torch_arguments is not None:
+        workloads.append(_torch_workload(torch_arguments, variables, split))
+
+    once = _take_turns([lambda: ours.step(1)], 1)[0][0]
+    count = min(steps_per_call(once), MAX_STEPS)
+    calls = {
+        "step": [lambda w=w: w.step(count) for w in workloads],
+        "inference": [w.inference for w in workloads],
+        "single": [w.single for w in workloads],
+    }
+    for name, functions in calls.items():
+        divisor = count if name == "step" else 1
+        mine, *others = _take_turns(functions, rounds)
+        figures[f"{name}_seconds"] = statistics.median(mine) / divisor
+        figures[f"{name}_quartiles"] = [q / divisor for q in _quartiles(mine)]
+        for theirs in others:
+            ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
+            seconds = statistics.median(theirs) / divisor
+            figures[f"torch_{name}_seconds"] = seconds
+            figures[f"{name}_ratio"] = seconds / figures[f"{name}_seconds"]
+            figures[f"{name}_ratio_quartiles"] = _quartiles(ratios)
+    return figures
+
+
+def _take_turns(functions: Sequence[Callable[[], Any]], rounds: int):
+    """The seconds of each function in each round; the first round is not counted."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for function, of_it in zip(functions, seconds, strict=True):
+            began = time.perf_counter()
+            function()
+            of_it.append(time.perf_counter() - began)
+    return [of_it[1:] for of_it in seconds]
+
+
+def _quartiles(values):
+    return np.quantile(values, (0.25, 0.75)).tolist()
+
+
+def _our_workload(model, split, dtype):
+    """The workload, the weights it begins with, and the figures of its program."""
     mesh = make_mesh()
     replicated, _ = data_shardings(mesh)
-    state = jax.device_put(_state(model), replicated)
-    split = jax.device_put(_random_split(model, batch_size), replicated)
-    key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
-
-    began = time.perf_counter()
-    batches = np.tile(np.arange(batch_size, dtype=np.int32), (MAX_STEPS, 1))
-    call = make_train_call(augment, mesh)
-    program = call.lower(state, split, batches, 0, 1, key).compile()
-    compile_seconds = time.perf_counter() - began
-
-    images = split.images.astype(jnp.float32) / 255
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    inference = jax.jit(model.apply)
-    inference_seconds = _median_seconds(lambda: inference(variables, images), steps)
-
-    def train(count):
-        nonlocal state
-        state = program(state, split, batches, 0, count, key)
-        return state.step
-
-    once = _median_seconds(lambda: train(1), 1)
-    count = min(steps_per_call(once), MAX_STEPS)
-    return {
-        "step_seconds": _median_seconds(lambda: train(count), steps) / count,
-        "inference_seconds": inference_seconds,
-        "compile_seconds": compile_seconds,
-        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
-    }
-
-
-def _median_seconds(function: Callable[[], jax.Array], times: int) -> float:
-    """Of `times` calls, after one that is not counted."""
-    seconds = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
-
-
-def _state(model: nn.Module) -> TrainState:
+    batch_size, *image_shape = split.images.shape
     config = ml_collections.ConfigDict(
         {"weight_decay": 5e-4, "decay_of": "all", "momentum": 0.9, "nesterov": False}
     )
     tx = create_optimizer(config, lambda step: 0.1)
-    return create_train_state(model, tx, jax.random.key(0), IMAGE_SHAPE)
+    state = create_train_state(model, tx, jax.random.key(0), tuple(image_shape))
+    state = jax.device_put(state, replicated)
+    variables = jax.tree.map(np.asarray, state.learned())
+    split = jax.device_put(split, replicated)
+    key = jax.device_put(jax.random.key(0), replicated)
+    augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
+    batches = np.tile(np.arange(batch_size, dtype=np.int32), (MAX_STEPS, 1))
+    lowered = make_train_call(augment, mesh, dtype).lower(
+        state, split, batches, 0, 1, key
+    )
+    began = time.perf_counter()
+    program = lowered.compile()
+    figures = {
+        "compile_seconds": time.perf_counter() - began,
+        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
+    }
+
+    def step(count):
+        nonlocal state
+        state = program(state, split, batches, 0, count, key)
+        jax.block_until_ready(state.step)
+
+    apply = jax.jit(model.apply)
+    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
+    on_device = jax.device_put(variables, replicated)
+    infer = lambda images: jax.block_until_ready(apply(on_device, images))
+    one = images[:1]
+    return Workload(step, lambda: infer(images), lambda: infer(one)), variables, figures
 
 
-def _random_split(model: nn.Module, size: int) -> data.Split:
+def _torch_workload(arguments, variables, split):
+    import torch
+
+    from lrunet_jax.torch_models import from_variables
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    model = from_variables(arguments, split.images.shape[3], variables)
+    frozen = from_variables(arguments, split.images.shape[3], variables).eval()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+    )
+    images = torch.from_numpy(split.images).movedim(3, 1).float() / 255
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(split.labels).long()
+
+    def step(count):
+        for _ in range(count):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    infer = torch.inference_mode()(frozen)
+    return Workload(step, lambda: infer(images), lambda: infer(images[:1]))
+
+
+def _random_split(model, size, image_shape):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (size, *IMAGE_SHAPE), np.uint8)
+    images = rng.integers(0, 256, (size, *image_shape), np.uint8)
     return data.Split(images, rng.integers(0, model.num_classes, size, np.int32))
 
 
 def main() -> None:
     """Reads the arguments and prints the figures."""
+    # `compile_seconds` is of a compilation.
+    jax.config.update("jax_enable_compilation_cache", False)
     parser = argparse.ArgumentParser(
         prog="python -m lrunet_jax.benchmark", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", default="lrunet", choices=list_models())
+    parser.add_argument("--all", action="store_true", help="the published networks")
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=5, help="device calls counted")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--torch", action="store_true", help="PyTorch takes turns")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     known, _ = parser.parse_known_args()
     add_model_fields(parser, known.model)
     args = parser.parse_args()
-    for name in ("batch_size", "steps"):
+    for name in ("batch_size", "rounds"):
         require(getattr(args, name) >= 1, name, getattr(args, name), "at least 1")
+    if args.torch:
+        require_torch()
+        platform = jax.default_backend()
+        require(platform == "cpu", "platform", platform, "cpu, to compare with --torch")
+        require(args.dtype == "float32", "dtype", args.dtype, "float32 with --torch")
 
-    model = model_from(args)
     device = jax.devices()[0]
-    with jax.default_matmul_precision("highest"):
-        figures = benchmark(model, args.batch_size, args.steps)
-    figures = {
-        "model": args.model,
-        "batch_size": args.batch_size,
-        **figures,
-        "lowering": resolve(model.lowering),
-        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-    }
+    rows = []
+    for name, arguments, image_shape in _networks(args):
+        model = create_model(**arguments)
+        with jax.default_matmul_precision("highest"):
+            figures = benchmark(
+                model,
+                image_shape,
+                batch_size=args.batch_size,
+                rounds=args.rounds,
+                dtype=args.dtype,
+                torch_arguments=arguments if args.torch else None,
+            )
+        rows.append(
+            {
+                "name": name,
+                "model": arguments["name"],
+                "batch_size": args.batch_size,
+                **figures,
+                "lowering": resolve(arguments["lowering"]),
+                "device": f"{jax.device_count()} x {device.device_kind} "
+                f"({device.platform})",
+            }
+        )
     if args.json:
-        print(json.dumps(figures))
+        print(json.dumps(rows if args.all else rows[0]))
+    elif args.all:
+        print_table([_table_row(row) for row in rows])
+    else:
+        _print_figures(rows[0])
+
+
+def _networks(args):
+    """Name, arguments of `create_model` and image shape of what is to be timed."""
+    if not args.all:
+        fields = model_fields(args.model)
+        arguments = {field: getattr(args, field) for field in fields}
+        yield args.model, {"name": args.model, **arguments}, (32, 32, 3)
         return
-    for name in ("step", "inference"):
-        seconds = figures[f"{name}_seconds"]
-        speed = args.batch_size / seconds
-        print(f"{name:10} {seconds:.4f} s   {speed:,.0f} images/s")
-    print(f"compile    {figures['compile_seconds']:.1f} s")
-    print(f"temporary  {figures['temp_bytes'] / 1e6:,.0f} MB")
-    print(f"lowering   {figures['lowering']} on {figures['device']}")
+    for name, entry in PUBLISHED.items():
+        arguments = {
+            "name": entry.model,
+            "num_classes": data.NUM_CLASSES[entry.dataset],
+            "lowering": args.lowering,
+            **entry.arguments,
+        }
+        yield name, arguments, data.IMAGE_SHAPES[entry.dataset]
+
+
+def _table_row(row):
+    printed: dict[str, Any] = {"network": row["name"]}
+    for name in ("step", "inference", "single"):
+        printed[f"{name} ms"] = f"{1000 * row[f'{name}_seconds']:,.1f}"
+        if f"{name}_ratio" in row:
+            printed[f"{name} ratio"] = _ratio(row, name)
+    printed["compile s"] = f"{row['compile_seconds']:.1f}"
+    printed["temporary MB"] = round(row["temp_bytes"] / 1e6)
+    return printed
+
+
+def _print_figures(row):
+    images = {"step": row["batch_size"], "inference": row["batch_size"], "single": 1}
+    for name, count in images.items():
+        seconds = row[f"{name}_seconds"]
+        low, high = row[f"{name}_quartiles"]
+        line = f"{name:10} {seconds:.4f} s ({low:.4f} to {high:.4f})   "
+        line += f"{count / seconds:,.0f} images/s"
+        if f"{name}_ratio" in row:
+            line += f"   PyTorch / here {_ratio(row, name)}"
+        print(line)
+    print(f"compile    {row['compile_seconds']:.1f} s")
+    print(f"temporary  {row['temp_bytes'] / 1e6:,.0f} MB")
+    print(f"lowering   {row['lowering']} on {row['device']}")
+
+
+def _ratio(row, name):
+    low, high = row[f"{name}_ratio_quartiles"]
+    return f"{row[f'{name}_ratio']:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

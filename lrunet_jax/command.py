@@ -4,6 +4,7 @@ A user's mistake gets one clear line.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
@@ -87,6 +88,12 @@ def model_from(args: argparse.Namespace) -> nn.Module:
     """The model `args.model`, by its attributes among the arguments."""
     fields = model_fields(args.model)
     return create_model(args.model, **{name: getattr(args, name) for name in fields})
+
+
+def require_torch() -> None:
+    """Raises an InputError unless PyTorch is installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("--torch needs PyTorch: pip install 'lrunet_jax[torch]'")
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -8,7 +8,6 @@ also runs in PyTorch, on the same images.
 
 import argparse
 import functools
-import importlib.util
 import json
 import time
 from typing import Any
@@ -16,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from lrunet_jax import data
-from lrunet_jax.command import print_table, run
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.command import print_table, require_torch, run
+from lrunet_jax.errors import require
 from lrunet_jax.evaluate import choose_dataset, evaluate
 from lrunet_jax.published import NUM_IMAGES, PUBLISHED
-from lrunet_jax.state_dict import to_state_dict
 from lrunet_jax.stored_model import StoredModel, open_model
 from lrunet_jax.summary import summarise
 
@@ -64,16 +62,9 @@ def compare_torch(
     """
     import torch
 
-    from lrunet_jax.torch_models import create_torch_model
+    from lrunet_jax.torch_models import from_variables
 
-    arguments = {"image_channels": stored.channels, **stored.arguments}
-    model = create_torch_model(**arguments).eval()
-    tensors = to_state_dict(stored.variables, stored.counters)
-    as_tensor = lambda array: torch.from_numpy(np.array(array))
-    model.load_state_dict({name: as_tensor(array) for name, array in tensors.items()})
-    # PyTorch documents this call; its type stubs lack it.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
+    model = from_variables(stored.arguments, stored.channels, stored.variables).eval()
     images = torch.from_numpy(split.images).movedim(3, 1)  # channels last in memory
     forward = torch.inference_mode()(lambda batch: model(batch.float() / 255).numpy())
     forward(images[:batch_size])
@@ -99,8 +90,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
-    if args.torch and importlib.util.find_spec("torch") is None:
-        raise InputError("--torch needs PyTorch: pip install 'lrunet_jax[torch]'")
+    if args.torch:
+        require_torch()
     networks = [open_model(path) for path in args.paths]
     load = functools.cache(lambda name: data.load_split(name, "test", args.data_dir))
 

@@ -16,12 +16,36 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
+@jax.custom_vjp
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, Moments]:
-    """Normalises x (C, H, W, B) by its own moments, then scales and shifts it."""
+    """Normalises x (C, H, W, B) by its own moments, then scales and shifts it.
+
+    The moments carry no gradient.
+    """
+    return _forward(x, scale, bias)[0]
+
+
+def _forward(x, scale, bias):
     moments = batch_moments(x)
-    return normalise(x, scale, bias, moments), moments
+    return (normalise(x, scale, bias, moments), moments), (x, scale, bias, moments)
+
+
+def _backward(residuals, gradients):
+    # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
+    x, scale, bias, moments = residuals
+    grad = gradients[0].astype(moments.mean.dtype)
+    normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
+    mean_grad = jnp.mean(grad, axis=(1, 2, 3))
+    mean_grad_normal = jnp.mean(grad * normal, axis=(1, 2, 3))
+    grad_x = grad - per_channel(mean_grad) - normal * per_channel(mean_grad_normal)
+    grad_x = grad_x * per_channel(scale * rsqrt(moments))
+    grads = grad_x, mean_grad_normal * x[0].size, mean_grad * x[0].size
+    return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
+
+
+batch_norm.defvjp(_forward, _backward)
 
 
 def batch_moments(x: jax.Array) -> Moments:
