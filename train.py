@@ -9,6 +9,7 @@ Started again with the same --workdir, it goes on where it was.
 import pathlib
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -25,12 +26,16 @@ WORKDIR = flags.DEFINE_string(
 DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Directory of TFDS; by default TFDS_DATA_DIR."
 )
+COMPILATION_CACHE = flags.DEFINE_bool(
+    "compilation_cache", True, "Keep compiled programs in the user's cache."
+)
 
 
 def main() -> None:
     """Runs what the flags say."""
     configs = pathlib.Path(__file__).with_name("configs")
     parse_flags(sys.argv, default_config=str(configs / "digits.py"))
+    jax.config.update("jax_enable_compilation_cache", COMPILATION_CACHE.value)
     from lrunet_jax.training import train_and_evaluate  # once the flags are good
 
     config = CONFIG.value

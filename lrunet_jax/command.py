@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import platformdirs
 from absl import app, flags, logging
 from flax import linen as nn
 
@@ -24,6 +26,7 @@ def run(main: Callable[[], None]) -> None:
     The latter two end with one line on standard error.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
+    _keep_compiled_programs()
     sys.unraisablehook = _report_unraisable
     try:
         main()
@@ -34,6 +37,13 @@ def run(main: Callable[[], None]) -> None:
         _fail(error, status=2)
     except DivergedError as error:
         _fail(error, status=1)
+
+
+def _keep_compiled_programs() -> None:
+    """In the user's cache, unless JAX's own variables name a place or forbid it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def _report_unraisable(unraisable: Any) -> None:

@@ -72,3 +72,19 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
 def test_it_runs_from_anywhere(tmp_path):
     result = train("--config.epochs=0", cwd=tmp_path)
     assert result.stderr == "error: epochs is 0; it must be at least 1\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "kept"), [([], True), (["--nocompilation_cache"], False)]
+)
+def test_compiled_programs_are_kept_in_the_user_s_cache(flags, kept, tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
+    short = ["--config.epochs=1", "--config.warmup_epochs=0.0"]
+    result = train(
+        *tiny, *short, *flags, f"--workdir={tmp_path / 'run'}", env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert any((tmp_path / "cache").rglob("jit_call*")) == kept

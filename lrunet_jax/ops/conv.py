@@ -1,11 +1,16 @@
 """Dense 3x3 convolution with padding 1: the networks' first layer."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops.lowering import resolve
-from lrunet_jax.ops.windows import pad, windows
+from lrunet_jax.ops.windows import pad
+
+_BAND_BYTES = 1 << 21  # of the views of a band of rows; from 1 MB to 4 it is the same
 
 
 def conv(
@@ -39,11 +44,69 @@ def convolve(
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, stride):
-    # One matrix product; the nine views are copied, which few channels can afford.
-    patches = jnp.stack(list(windows(pad(x), stride)))
-    matrix = kernel.reshape(9, x.shape[0], -1).astype(x.dtype)
-    return jnp.einsum("kio,kihwb->ohwb", matrix, patches)
+    # A matrix product for each band of rows, whose nine views are copied side by side
+    # while they are in cache: for 256 images and 8 channels, 6 ms where one product
+    # for all rows takes 35.
+    padded, bands, rows = _bands(x, stride)
+    matrix = kernel.reshape(-1, kernel.shape[3]).T.astype(x.dtype)
+    band = lambda index: matrix @ _patches(padded, index, rows, stride)
+    out = lax.map(band, jnp.arange(bands))
+    height, width = (-(-size // stride) for size in x.shape[1:3])
+    return jnp.swapaxes(out, 0, 1).reshape(-1, height, width, x.shape[3])
 
 
-_LOWERINGS = {"mapped": _mapped, "xla": convolve, "dense": convolve}
+def _mapped_forward(x, kernel, stride):
+    return _mapped(x, kernel, stride), (x, kernel)
+
+
+def _mapped_backward(stride, residuals, grad):
+    x, kernel = residuals
+    padded, bands, rows = _bands(x, stride)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+
+    def add_band(total, index):
+        of_band = lax.dynamic_slice_in_dim(grad, index * rows, rows, 1)
+        of_band = of_band.reshape(len(grad), -1)
+        patches = _patches(padded, index, rows, stride)
+        product = jnp.matmul(of_band, patches.T, preferred_element_type=dtype)
+        return total + product, None
+
+    zeros = jnp.zeros((len(grad), kernel[..., 0].size), dtype)
+    total, _ = lax.scan(add_band, zeros, jnp.arange(bands))
+    # Of images nobody asks it, and it isn't computed.
+    (grad_x,) = jax.linear_transpose(lambda x: convolve(x, kernel, stride), x)(grad)
+    return grad_x, total.T.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_mapped.defvjp(_mapped_forward, _mapped_backward)
+
+
+def _bands(x, stride):
+    """x, padded; the number of equal bands of output rows, and the rows of each."""
+    height, width = (-(-size // stride) for size in x.shape[1:3])
+    row_bytes = 9 * x.shape[0] * width * x.shape[3] * x.dtype.itemsize
+    fits = lambda rows: height % rows == 0 and rows * row_bytes <= _BAND_BYTES
+    rows = max(filter(fits, range(1, height + 1)), default=1)
+    return pad(x), height // rows, rows
+
+
+def _patches(padded, band, rows, stride):
+    """What the outputs of a band read: (9 * C, rows * W / stride * B)."""
+    first, count = band * rows * stride, (rows - 1) * stride + 1
+    lines = lax.dynamic_slice_in_dim(padded, first, count + 2, 1)
+    width = padded.shape[2] - 2
+    views = [
+        lines[:, i : i + count : stride, j : j + width : stride]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return jnp.concatenate(views).reshape(9 * len(padded), -1)
+
+
+_LOWERINGS: dict[str, Callable[..., jax.Array]] = {
+    "mapped": _mapped,
+    "xla": convolve,
+    "dense": convolve,
+}

@@ -7,6 +7,7 @@ its own input, and a block undoes one shuffle first (`unshuffle`): the same netw
 and all iterations are alike.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -67,12 +68,7 @@ def reuse_train(
     lowering = resolve(lowering)
     if _is_grouped(x, lowering):
         return _mapped_train(x, weights)
-    x = shuffle(x)
-    y = depthwise(x, weights.dw, lowering=lowering)
-    y, dw_moments = batch_norm(y, weights.dw_scale, weights.dw_bias)
-    y = pointwise(y, weights.pw, groups=GROUPS, lowering=lowering)
-    y, pw_moments = batch_norm(y, weights.pw_scale, weights.pw_bias)
-    return jax.nn.relu(x + y), lax.stop_gradient((dw_moments, pw_moments))
+    return _composed_train(x, weights, lowering)
 
 
 def reuse_eval(
@@ -102,6 +98,18 @@ def reuse_eval(
     y = depthwise(x, weights.dw, lowering=lowering)
     y = pointwise(y, by_input(matrices), groups=GROUPS, lowering=lowering)
     return jax.nn.relu(x + y + per_channel(bias)).astype(x.dtype)
+
+
+# Nothing but x is kept for the backward pass: what an iteration keeps is written and
+# read N times.
+@functools.partial(jax.checkpoint, static_argnums=2)
+def _composed_train(x, weights, lowering):
+    x = shuffle(x)
+    y = depthwise(x, weights.dw, lowering=lowering)
+    y, dw_moments = batch_norm(y, weights.dw_scale, weights.dw_bias)
+    y = pointwise(y, weights.pw, groups=GROUPS, lowering=lowering)
+    y, pw_moments = batch_norm(y, weights.pw_scale, weights.pw_bias)
+    return jax.nn.relu(x + y), lax.stop_gradient((dw_moments, pw_moments))
 
 
 def _is_grouped(x, lowering):
