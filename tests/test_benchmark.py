@@ -9,7 +9,7 @@ from conftest import command
 @pytest.mark.slow
 def test_it_prints_the_figures():
     flags = ("--model=lrunet", "--layer_reuse=1", "--width_mult=0.25")
-    result = command("benchmark", *flags, "--batch_size=16", "--steps=1", "--json")
+    result = command("benchmark", *flags, "--batch_size=16", "--rounds=1", "--json")
     assert result.returncode == 0, result.stderr
     figures = json.loads(result.stdout)
     assert figures["model"] == "lrunet"
@@ -20,7 +20,7 @@ def test_it_prints_the_figures():
 
 @pytest.mark.slow
 def test_lrunet_8_fits_in_its_memory():
-    result = command("benchmark", "--layer_reuse=8", "--steps=1", "--json")
+    result = command("benchmark", "--layer_reuse=8", "--rounds=1", "--json")
     assert json.loads(result.stdout)["temp_bytes"] <= 0.6e9
 
 

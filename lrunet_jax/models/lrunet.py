@@ -127,12 +127,14 @@ class ReuseBlock(nn.Module):
             ReuseIteration,
             variable_axes={"params": 0, "batch_stats": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(0, nn.broadcast),
             length=self.layer_reuse,
             unroll=min(self.unroll, self.layer_reuse),
         )(train, self.lowering, name="iterations")
-        x, _ = iterations(ops.unshuffle(x), (dw, pw))
-        return x
+        orders = ops.channel_orders(channels, self.layer_reuse, lowering=self.lowering)
+        x = ops.enter_block(x, lowering=self.lowering)
+        x, _ = iterations(x, orders, (dw, pw))
+        return ops.leave_block(x, self.layer_reuse, lowering=self.lowering)
 
 
 class ReuseIteration(nn.Module):
@@ -143,9 +145,12 @@ class ReuseIteration(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, kernels: tuple[jax.Array, jax.Array]
+        self,
+        x: jax.Array,
+        order: jax.Array | None,
+        kernels: tuple[jax.Array, jax.Array],
     ) -> tuple[jax.Array, None]:
-        """(C, H, W, B) and the block's two kernels to the same, for `nn.scan`."""
+        """(C, H, W, B), its order and the block's two kernels to (C, H, W, B)."""
         channels = x.shape[0]
         dw_norm = BatchNorm(2 * channels, name="dw_bn_list")
         pw_norm = BatchNorm(channels, name="pw_bn_list")
@@ -153,9 +158,10 @@ class ReuseIteration(nn.Module):
             *kernels, dw_norm.scale, dw_norm.bias, pw_norm.scale, pw_norm.bias
         )
         if not self.train:
-            running = (dw_norm.running(), pw_norm.running())
-            return ops.reuse_eval(x, weights, *running, lowering=self.lowering), None
-        x, (dw_met, pw_met) = ops.reuse_train(x, weights, lowering=self.lowering)
+            met = (dw_norm.running(), pw_norm.running())
+            x = ops.reuse_eval(x, weights, *met, order, lowering=self.lowering)
+            return x, None
+        x, (dw_met, pw_met) = ops.reuse_train(x, weights, order, lowering=self.lowering)
         dw_norm.update(dw_met, x[0].size)
         pw_norm.update(pw_met, x[0].size)
         return x, None

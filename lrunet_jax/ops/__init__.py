@@ -12,7 +12,16 @@ from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.lowering import LOWERINGS, resolve
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
-from lrunet_jax.ops.reuse import Weights, reuse_eval, reuse_train, shuffle, unshuffle
+from lrunet_jax.ops.reuse import (
+    Weights,
+    channel_orders,
+    enter_block,
+    leave_block,
+    reuse_eval,
+    reuse_train,
+    shuffle,
+    unshuffle,
+)
 
 __all__ = [
     "LOWERINGS",
@@ -20,9 +29,12 @@ __all__ = [
     "Weights",
     "avg_pool",
     "batch_norm",
+    "channel_orders",
     "channel_shuffle",
     "conv",
     "depthwise",
+    "enter_block",
+    "leave_block",
     "max_pool",
     "normalise",
     "pointwise",

@@ -39,6 +39,14 @@ def by_input(matrices: jax.Array) -> jax.Array:
     return jnp.moveaxis(matrices, 2, 0).reshape(1, 1, inputs, -1)
 
 
+def dense_matrix(matrices: jax.Array) -> jax.Array:
+    """(groups, out, in) -> (groups * out, groups * in), zero between the groups."""
+    groups, outputs, inputs = matrices.shape
+    eye = jnp.eye(groups, dtype=matrices.dtype)
+    dense = jnp.einsum("goi,gh->gohi", matrices, eye)
+    return dense.reshape(groups * outputs, groups * inputs)
+
+
 def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
     """(out, in) and (in, H, W, B) -> (out, H, W, B)."""
     # No reshape to (in, H * W * B): a sharded batch must stay an axis of its own.
@@ -79,11 +87,7 @@ def _xla(x, kernel, groups):
 
 
 def _dense(x, kernel, groups):
-    eye = jnp.eye(groups, dtype=kernel.dtype)
-    matrices = by_group(kernel, groups)
-    return mix(
-        jnp.einsum("goi,gh->gohi", matrices, eye).reshape(kernel.shape[3], -1), x
-    )
+    return mix(dense_matrix(by_group(kernel, groups)), x)
 
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {

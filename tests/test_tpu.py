@@ -1,0 +1,87 @@
+"""Training steps for TPU v5e, by the estimates of its compiler: no TPU is needed."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from configs import lrunet
+from lrunet_jax import create_model, data
+from lrunet_jax.optim import create_optimizer
+from lrunet_jax.state import create_train_state
+from lrunet_jax.steps import data_shardings, make_train_call
+
+pytest.importorskip("libtpu", reason="the TPU's compiler: pip install '.[tpu]'")
+
+pytestmark = pytest.mark.slow
+ITERATIONS = 10
+
+
+@pytest.fixture
+def mesh(monkeypatch):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    return Mesh(np.array(topology.devices[:1]), ("data",))
+
+
+def compiled_step(mesh, lowering):
+    """The text of train.py's program, 256 images in bfloat16."""
+    config = lrunet.get_config("fashion_mnist")
+    model = create_model("lrunet", layer_reuse=ITERATIONS, lowering=lowering)
+    state = jax.eval_shape(
+        lambda: create_train_state(
+            model,
+            create_optimizer(config, lambda step: 0.1),
+            jax.random.key(0),
+            data.IMAGE_SHAPES["fashion_mnist"],
+        )
+    )
+    images = jax.ShapeDtypeStruct(
+        (60_000, *data.IMAGE_SHAPES["fashion_mnist"]), "uint8"
+    )
+    split = data.Split(images, jax.ShapeDtypeStruct((60_000,), "int32"))
+    batches = jax.ShapeDtypeStruct((234, 256), "int32")
+    bound = jax.ShapeDtypeStruct((), "int32")
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    replicated, _ = data_shardings(mesh)
+    arguments = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
+        (state, split, batches, bound, bound, key),
+    )
+    call = make_train_call(data.make_augment(**config.augment), mesh, "bfloat16")
+    return call.lower(*arguments).compile().as_text()
+
+
+def estimated_cycles(text):
+    """Of one step: the loops of the blocks count N times."""
+    bodies, name = {}, ""
+    for line in text.splitlines():
+        if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            name = start[1]
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1]
+
+    def cost(name):
+        total = 0
+        for line in bodies[name]:
+            if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
+                total += int(cycles[1])
+            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
+                total += cost(loop[1]) * (ITERATIONS if "/stage" in line else 1)
+        return total
+
+    return cost(entry)
+
+
+def test_lrunet_s_step_takes_two_thirds_of_that_with_xla_s_own_convolutions(mesh):
+    dense, xla = (
+        estimated_cycles(compiled_step(mesh, lowering)) for lowering in ("dense", "xla")
+    )
+    print(f"dense {dense:,} cycles, xla {xla:,}: {dense / xla:.3f}")
+    assert 1e6 < dense <= 0.65 * xla
