@@ -35,7 +35,8 @@ def main() -> None:
     """Runs what the flags say."""
     configs = pathlib.Path(__file__).with_name("configs")
     parse_flags(sys.argv, default_config=str(configs / "digits.py"))
-    jax.config.update("jax_enable_compilation_cache", COMPILATION_CACHE.value)
+    if not COMPILATION_CACHE.value:
+        jax.config.update("jax_enable_compilation_cache", False)
     from lrunet_jax.training import train_and_evaluate  # once the flags are good
 
     config = CONFIG.value

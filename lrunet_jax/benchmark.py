@@ -34,6 +34,7 @@ from lrunet_jax.published import PUBLISHED
 from lrunet_jax.state import create_train_state
 from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
 
+CROP = 32  # pixels that a training step sees, of images of 28 too
 MAX_STEPS = 1000  # in a device call; an epoch has no more by far
 
 
@@ -136,7 +137,7 @@ def _our_workload(model, split, dtype):
     variables = jax.tree.map(np.asarray, state.learned())
     split = jax.device_put(split, replicated)
     key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
+    augment = data.make_augment(size=CROP, padding=4, rotation=10.0, flip=True)
     batches = np.tile(np.arange(batch_size, dtype=np.int32), (MAX_STEPS, 1))
     lowered = make_train_call(augment, mesh, dtype).lower(
         state, split, batches, 0, 1, key
@@ -166,7 +167,7 @@ def _torch_workload(arguments, variables, split):
 
     from lrunet_jax.torch_models import from_variables
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(os.cpu_count() or 1)
     model = from_variables(arguments, split.images.shape[3], variables)
     frozen = from_variables(arguments, split.images.shape[3], variables).eval()
     optimizer = torch.optim.SGD(
@@ -174,12 +175,16 @@ def _torch_workload(arguments, variables, split):
     )
     images = torch.from_numpy(split.images).movedim(3, 1).float() / 255
     images = images.contiguous(memory_format=torch.channels_last)
+    # The augmentation makes 32x32 of 28x28.
+    margin = (CROP - images.shape[3]) // 2
+    crops = torch.nn.functional.pad(images, [margin] * 4)
+    crops = crops.contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(split.labels).long()
 
     def step(count):
         for _ in range(count):
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            torch.nn.functional.cross_entropy(model(crops), labels).backward()
             optimizer.step()
 
     infer = torch.inference_mode()(frozen)
@@ -200,7 +205,9 @@ def main() -> None:
         prog="python -m lrunet_jax.benchmark", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", default="lrunet", choices=list_models())
-    parser.add_argument("--all", action="store_true", help="the published networks")
+    parser.add_argument(
+        "--all", action="store_true", help="the published networks, and not --model"
+    )
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -211,6 +218,11 @@ def main() -> None:
     args = parser.parse_args()
     for name in ("batch_size", "rounds"):
         require(getattr(args, name) >= 1, name, getattr(args, name), "at least 1")
+    if args.all:
+        for field, default in {"model": "lrunet", **model_fields("lrunet")}.items():
+            value = getattr(args, field, default)
+            if field != "lowering":
+                require(value == default, field, value, "left out with --all")
     if args.torch:
         require_torch()
         platform = jax.default_backend()
@@ -269,10 +281,10 @@ def _networks(args):
 def _table_row(row):
     printed: dict[str, Any] = {"network": row["name"]}
     for name in ("step", "inference", "single"):
-        printed[f"{name} ms"] = f"{1000 * row[f'{name}_seconds']:,.1f}"
+        printed[f"{name} ms"] = round(1000 * row[f"{name}_seconds"], 1)
         if f"{name}_ratio" in row:
             printed[f"{name} ratio"] = _ratio(row, name)
-    printed["compile s"] = f"{row['compile_seconds']:.1f}"
+    printed["compile s"] = round(row["compile_seconds"], 1)
     printed["temporary MB"] = round(row["temp_bytes"] / 1e6)
     return printed
 

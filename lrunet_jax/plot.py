@@ -88,7 +88,7 @@ def _draw_curves(
                     color=f"C{number}",
                     linestyle=_STYLES[split],
                     marker="." if len(curve) < 30 else "",
-                    label=label if split == "test" else "",
+                    label=_as_text(label) if split == "test" else "",
                 )
                 axes.fill_between(
                     curve.keys(),
@@ -165,6 +165,12 @@ def _draw_last(axes, x, group, number):
     )
 
 
+def _as_text(label):
+    """Not as mathematics; and Matplotlib leaves out what begins with `_`."""
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _percent(entry):
     return 100 * entry.correct / NUM_IMAGES
 
@@ -194,9 +200,10 @@ def main() -> None:
     path = epath.Path(args.out).expanduser()
     allowed = f"a file name with {', '.join(FORMATS)}"
     require(path.suffix in FORMATS, "out", args.out, allowed)
+    groups = read_groups(args.runs)
     try:
-        plot_groups(read_groups(args.runs), path)
-    except OSError as error:
+        plot_groups(groups, path)
+    except (ImportError, OSError) as error:  # of gs:// without its library
         raise InputError(
             f"out is {args.out!r}, which can't be written: {in_one_line(error)}"
         ) from None

@@ -37,14 +37,14 @@ class Run(NamedTuple):
       path: its workdir, absolute.
       config: its fields by their dotted names.
       lines: of its record.
-      accuracies: on the test set, of the epochs that were evaluated; at least one.
+      accuracies: on the test set, by epoch; at least one.
       costs: of its model, see `summarise`.
     """
 
     path: str
     config: dict[str, Any]
     lines: list[Line]
-    accuracies: list[float]
+    accuracies: dict[int, float]
     costs: dict[str, int]
 
 
@@ -65,12 +65,17 @@ class Group(NamedTuple):
         return self.runs[0].config
 
     def last(self) -> Estimate:
-        """The accuracy of the last evaluation."""
-        return estimate([run.accuracies[-1] for run in self.runs])
+        """The accuracy after the last epoch that all runs have been evaluated at."""
+        return estimate([run.accuracies[self.epochs()[-1]] for run in self.runs])
 
     def best(self) -> Estimate:
-        """The best accuracy of any evaluation."""
-        return estimate([max(run.accuracies) for run in self.runs])
+        """The best accuracy of each run, at any of these epochs."""
+        epochs = self.epochs()
+        return estimate([max(run.accuracies[e] for e in epochs) for run in self.runs])
+
+    def epochs(self) -> list[int]:
+        """Those that all runs have been evaluated at."""
+        return sorted(set.intersection(*(set(run.accuracies) for run in self.runs)))
 
     def costs(self) -> dict[str, int]:
         """Of the model, see `summarise`."""
@@ -87,7 +92,7 @@ def read_groups(paths: Sequence[str]) -> list[Group]:
     Raises:
       InputError: if one can't be read, or two are of the same config and seed.
     """
-    runs = [_read_run(path) for path in dict.fromkeys(map(os.path.abspath, paths))]
+    runs = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
     by_config: dict[str, dict[int, Run]] = {}
     for found in runs:
         others = {
@@ -100,10 +105,15 @@ def read_groups(paths: Sequence[str]) -> list[Group]:
                 f"runs are {same.path!r} and {found.path!r}, of the same config and "
                 "seed; each must differ from the others"
             )
-    groups = [list(seeds.values()) for seeds in by_config.values()]
-    return [
-        Group(label, runs) for label, runs in zip(_labels(groups), groups, strict=True)
-    ]
+    runs_of = [list(seeds.values()) for seeds in by_config.values()]
+    groups = list(map(Group, _labels(runs_of), runs_of))
+    for group in groups:
+        if not group.epochs():
+            raise InputError(
+                f"runs are {group.label!r}, which were never evaluated at the same "
+                "epoch; they must be, to be averaged"
+            )
+    return groups
 
 
 def mean_curve(
@@ -135,17 +145,26 @@ def published_accuracy(config: Mapping[str, Any]) -> float | None:
     return None
 
 
+def _resolve(path):
+    return os.path.realpath(os.path.expanduser(path))
+
+
 def _read_run(path):
-    workdir = epath.Path(path).expanduser()
+    workdir = epath.Path(path)
     try:
         config = json.loads((workdir / "config.json").read_text())
         lines = [
             json.loads(line)
             for line in (workdir / "metrics.jsonl").read_text().splitlines()
         ]
-        accuracies = [accuracy_of(line) for line in lines if "test_accuracy" in line]
-        if not accuracies:
+        for line in lines:
+            _require_numbers(line, "epoch", "train_loss", "train_accuracy")
+        tested = [line for line in lines if "test_accuracy" in line]
+        if not tested:
             raise ValueError("no epoch was evaluated yet")
+        for line in tested:
+            _require_numbers(line, *(name for name in line if name.startswith("test")))
+        _require_numbers(config, "seed", "epochs")
         model = create_model(
             num_classes=NUM_CLASSES[config["dataset"]], **config["model"]
         )
@@ -153,7 +172,7 @@ def _read_run(path):
             path=path,
             config=dict(flatten(config)),
             lines=lines,
-            accuracies=accuracies,
+            accuracies={line["epoch"]: accuracy_of(line) for line in tested},
             costs=summarise(model, IMAGE_SHAPES[config["dataset"]]),
         )
     except Exception as error:  # no directory, no JSON, other JSON than train.py's
@@ -161,6 +180,12 @@ def _read_run(path):
             f"run is {path!r:.300}, which can't be read ({in_one_line(error)}); it "
             "must be a workdir of train.py with an evaluated epoch"
         ) from None
+
+
+def _require_numbers(fields, *names):
+    for name in names:
+        if not isinstance(fields[name], int | float):
+            raise ValueError(f"{name} is {fields[name]!r:.90}")
 
 
 def _labels(groups):
@@ -201,8 +226,7 @@ def _row(group):
         "dataset": group.config["dataset"],
         "params": group.costs()["params"],
         "macs": group.costs()["macs"],
-        # Of the run that is least far.
-        "epoch": min(run.lines[-1]["epoch"] for run in group.runs),
+        "epoch": group.epochs()[-1],
         "epochs": group.config["epochs"],
         "seeds": len(group.runs),
         "last": last.mean,

@@ -163,17 +163,20 @@ def weights_for(
     arguments = stored.arguments | {"num_classes": model.num_classes}
     of_classes = abstract_variables(create_model(**arguments), stored.channels)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
-    for name, module in of_classes["params"].items():
-        if shapes(module) != shapes(learned["params"][name]):
-            own = variables["params"].get(name, {})
-            learned["params"] = learned["params"] | {name: own}
-            print(f"init_from: {name} is of another number of classes, and fresh")
+    fresh = {
+        name: variables["params"].get(name, {})
+        for name, module in of_classes["params"].items()
+        if shapes(module) != shapes(learned["params"][name])
+    }
+    learned["params"] = learned["params"] | fresh
     try:
         require_same_leaves(variables, learned)
     except ValueError as error:
         raise InputError(
             f"init_from is {path!r}, which is another network: {error}"
         ) from None
+    for name in fresh:
+        print(f"init_from: {name} is of another number of classes, and fresh")
     return jax.tree.map(jnp.asarray, learned)
 
 

@@ -138,6 +138,18 @@ def test_conv_is_a_dense_3x3_convolution(
     )
 
 
+@pytest.mark.parametrize(("stride", "height"), [(1, 9), (2, 9), (2, 12)])
+def test_conv_in_many_bands_of_rows(stride, height):
+    # 2 MB are one to three rows of the nine views of 600 images, 9 columns wide.
+    x, kernel = normal(0, 3, height, 9, 600), normal(1, 3, 3, 3, 4)
+    assert_same(
+        lambda x, k: ops.conv(x, k, stride=stride, lowering="mapped"),
+        lambda x, k: reference_conv(x, k, stride, 1),
+        x,
+        kernel,
+    )
+
+
 @examples
 @given(
     lowering=lowerings,

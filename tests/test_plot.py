@@ -33,6 +33,16 @@ def test_runs_published_numbers_and_iterations_are_in_the_picture(make_run, tmp_
     assert picture.count("<!-- iterations N -->") == 2  # one a data set
 
 
+def test_names_of_runs_are_no_mathematics(make_run, tmp_path):
+    path = epath.Path(tmp_path) / "runs.svg"
+    groups = read_groups(
+        [make_run("$\\frac$", [0.5]), make_run("_b", [0.6], "cifar10")]
+    )
+    plot_groups(groups, path)
+    assert "<!-- $\\frac$ -->" in path.read_text()
+    assert "<!--  _b -->" in path.read_text()
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf"])
 def test_the_command_writes_the_format_that_the_name_says(make_run, tmp_path, suffix):
     path = tmp_path / f"runs.{suffix}"

@@ -1,6 +1,8 @@
 """Runs are averaged if they differ in nothing but the seed."""
 
 import json
+import os
+import pathlib
 import statistics
 
 import pytest
@@ -40,6 +42,14 @@ def test_a_curve_ends_where_the_first_run_does(make_run):
     assert list(mean_curve(group.records(), accuracy_of)) == [1, 2]
 
 
+def test_last_and_best_are_of_epochs_that_all_runs_have(make_run):
+    paths = [make_run("s0", [0.5, 0.625, 0.75]), make_run("s1", [0.5, 0.375], seed=1)]
+    (group,) = read_groups(paths)
+    assert group.last().mean == 0.5
+    assert group.best().mean == 0.5625
+    assert "| 2 of 6 |" in command("results", *paths).stdout
+
+
 def test_averaged_weights_count_where_there_are_any(make_run, tmp_path):
     path = make_run("ema", [0.5, 0.6])
     record = tmp_path / "ema" / "metrics.jsonl"
@@ -66,7 +76,9 @@ def test_labels_tell_groups_apart(make_run, names, labels):
 
 def test_the_same_seed_twice_is_no_second_seed(make_run):
     path, again = make_run("a", [0.5]), make_run("b", [0.6])
-    assert len(read_groups([path, path])[0].runs) == 1  # named twice
+    os.symlink(path, f"{path}-latest")
+    for twice in (path, f"{path}-latest"):
+        assert len(read_groups([path, twice])[0].runs) == 1
     with pytest.raises(InputError, match="of the same config and seed"):
         read_groups([path, again])
 
@@ -100,7 +112,16 @@ def test_what_is_no_run_gets_one_line(make_run, tmp_path):
     (tmp_path / "damaged" / "metrics.jsonl").write_text('{"step": 1}\n[')
     make_run("other", [0.5])
     (tmp_path / "other" / "config.json").write_text("[]")
-    for name in ("nowhere", "empty", "fresh", "damaged", "other"):
+    edits = {
+        "no_seed": ("config.json", '"seed": 0', '"sed": 0'),
+        "no_epoch": ("metrics.jsonl", '"epoch": 1', '"epoc": 1'),
+        "words": ("metrics.jsonl", '"test_accuracy": 0.5', '"test_accuracy": "x"'),
+    }
+    for name, (file, old, new) in edits.items():
+        path = pathlib.Path(make_run(name, [0.5])) / file
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    for name in ("nowhere", "empty", "fresh", "damaged", "other", *edits):
         for run in (("results",), ("plot", f"--out={tmp_path / 'x.png'}")):
             if name == "nowhere" or run[0] == "results":
                 result = command(*run, good, tmp_path / name)

@@ -76,11 +76,19 @@ def test_it_runs_from_anywhere(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("flags", "kept"), [([], True), (["--nocompilation_cache"], False)]
+    ("flags", "variable", "kept"),
+    [
+        ([], "true", True),
+        (["--nocompilation_cache"], "true", False),
+        ([], "false", False),
+    ],
 )
-def test_compiled_programs_are_kept_in_the_user_s_cache(flags, kept, tmp_path):
+def test_compiled_programs_are_kept_in_the_user_s_cache(
+    flags, variable, kept, tmp_path
+):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = variable
     tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
     short = ["--config.epochs=1", "--config.warmup_epochs=0.0"]
     result = train(

@@ -51,7 +51,10 @@ def _mapped(x, kernel, stride):
     # for all rows takes 35.
     padded, bands, rows = _bands(x, stride)
     matrix = kernel.reshape(-1, kernel.shape[3]).T.astype(x.dtype)
-    band = lambda index: matrix @ _patches(padded, index, rows, stride)
+
+    def band(index):
+        return jnp.einsum("ok,kpb->opb", matrix, _patches(padded, index, rows, stride))
+
     out = lax.map(band, jnp.arange(bands))
     height, width = (-(-size // stride) for size in x.shape[1:3])
     return jnp.swapaxes(out, 0, 1).reshape(-1, height, width, x.shape[3])
@@ -68,9 +71,11 @@ def _mapped_backward(stride, residuals, grad):
 
     def add_band(total, index):
         of_band = lax.dynamic_slice_in_dim(grad, index * rows, rows, 1)
-        of_band = of_band.reshape(len(grad), -1)
+        of_band = of_band.reshape(len(grad), -1, grad.shape[3])
         patches = _patches(padded, index, rows, stride)
-        product = jnp.matmul(of_band, patches.T, preferred_element_type=dtype)
+        product = jnp.einsum(
+            "opb,kpb->ok", of_band, patches, preferred_element_type=dtype
+        )
         return total + product, None
 
     zeros = jnp.zeros((len(grad), kernel[..., 0].size), dtype)
@@ -93,7 +98,7 @@ def _bands(x, stride):
 
 
 def _patches(padded, band, rows, stride):
-    """What the outputs of a band read: (9 * C, rows * W / stride * B)."""
+    """What the outputs of a band read: (9 * C, rows * W / stride, B)."""
     first, count = band * rows * stride, (rows - 1) * stride + 1
     lines = lax.dynamic_slice_in_dim(padded, first, count + 2, 1)
     width = padded.shape[2] - 2
@@ -102,7 +107,7 @@ def _patches(padded, band, rows, stride):
         for i in range(3)
         for j in range(3)
     ]
-    return jnp.concatenate(views).reshape(9 * len(padded), -1)
+    return jnp.concatenate(views).reshape(9 * len(padded), -1, padded.shape[3])
 
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {

@@ -65,7 +65,8 @@ def _mapped_forward(x, kernel, groups):
 def _mapped_backward(groups, residuals, grad):
     # The product over all pixels in two dimensions, group by group: with more, XLA
     # transposes x first, and computes for that whatever x was made of once more. It
-    # was more than half of a ShuffleNet's training step.
+    # was more than half of a ShuffleNet's training step. A batch that is split between
+    # CPU devices is gathered for it.
     x, kernel = residuals
     flat = lambda a: a.reshape(groups, a.shape[0] // groups, -1)
     products = [g @ i.T for g, i in zip(flat(grad), flat(x), strict=True)]
