@@ -194,7 +194,7 @@ def _labels(groups):
     root = os.path.commonpath(folders)
     names = [[os.path.relpath(run.path, root) for run in runs] for runs in groups]
     listed = [", ".join(of_group) for of_group in names]
-    short = [_common_start(of_group).strip("-_./ ") for of_group in names]
+    short = [_common_start(of_group).rstrip("-_./ ") for of_group in names]
     return short if all(short) and len(set(short)) == len(short) else listed
 
 
