@@ -73,10 +73,7 @@ def _mapped_backward(stride, residuals, grad):
         of_band = lax.dynamic_slice_in_dim(grad, index * rows, rows, 1)
         of_band = of_band.reshape(len(grad), -1, grad.shape[3])
         patches = _patches(padded, index, rows, stride)
-        product = jnp.einsum(
-            "opb,kpb->ok", of_band, patches, preferred_element_type=dtype
-        )
-        return total + product, None
+        return total + jnp.einsum("opb,kpb->ok", of_band, patches), None
 
     zeros = jnp.zeros((len(grad), kernel[..., 0].size), dtype)
     total, _ = lax.scan(add_band, zeros, jnp.arange(bands))
