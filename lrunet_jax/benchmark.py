@@ -269,12 +269,7 @@ def _networks(args):
         yield args.model, {"name": args.model, **arguments}, (32, 32, 3)
         return
     for name, entry in PUBLISHED.items():
-        arguments = {
-            "name": entry.model,
-            "num_classes": data.NUM_CLASSES[entry.dataset],
-            "lowering": args.lowering,
-            **entry.arguments,
-        }
+        arguments = {**entry.model_arguments, "lowering": args.lowering}
         yield name, arguments, data.IMAGE_SHAPES[entry.dataset]
 
 

@@ -18,7 +18,7 @@ from lrunet_jax import data
 from lrunet_jax.command import print_table, require_torch, run
 from lrunet_jax.errors import require
 from lrunet_jax.evaluate import choose_dataset, evaluate
-from lrunet_jax.published import NUM_IMAGES, PUBLISHED
+from lrunet_jax.published import PUBLISHED
 from lrunet_jax.stored_model import StoredModel, open_model
 from lrunet_jax.summary import summarise
 
@@ -37,7 +37,7 @@ def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str
     correct, total = int(result.correct.sum()), int(result.total.sum())
     published = stored.accuracy
     if stored.name in PUBLISHED:
-        published = PUBLISHED[stored.name].correct / NUM_IMAGES
+        published = PUBLISHED[stored.name].accuracy
     return {
         "name": stored.name,
         "dataset": stored.dataset,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from lrunet_jax.command import run
-from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
+from lrunet_jax.data import IMAGE_SHAPES
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.metrics import Line, accuracy_of
 from lrunet_jax.models import create_model, list_models
-from lrunet_jax.published import NUM_IMAGES, PUBLISHED
+from lrunet_jax.published import PUBLISHED
 from lrunet_jax.results import Group, mean_curve, read_groups
 from lrunet_jax.summary import summarise
 
@@ -111,11 +111,9 @@ def _draw_against_parameters(axes, groups, dataset):
     for number, group in enumerate(groups):
         _draw_last(axes, group.costs()["params"], group, number)
     for entry in published:
-        model = create_model(
-            entry.model, num_classes=NUM_CLASSES[dataset], **entry.arguments
-        )
+        model = create_model(**entry.model_arguments)
         params = summarise(model, IMAGE_SHAPES[dataset])["params"]
-        axes.plot(params, _percent(entry), _MARKERS[entry.model], **_PUBLISHED)
+        axes.plot(params, 100 * entry.accuracy, _MARKERS[entry.model], **_PUBLISHED)
     shown = {group.config["model.name"] for group in groups}
     for name in sorted(shown | {entry.model for entry in published}):
         axes.plot([], [], _MARKERS[name], **_PUBLISHED, label=name)
@@ -139,7 +137,7 @@ def _draw_against_iterations(axes, groups, dataset):
     for family in families.values():
         axes.plot(*zip(*sorted(family), strict=True), color="0.3", linewidth=0.8)
     points = [
-        (entry.arguments["layer_reuse"], _percent(entry))
+        (entry.arguments["layer_reuse"], 100 * entry.accuracy)
         for entry in PUBLISHED.values()
         if entry.dataset == dataset and entry.model == "lrunet"
     ]
@@ -169,10 +167,6 @@ def _as_text(label):
     """Not as mathematics; and Matplotlib leaves out what begins with `_`."""
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
-
-
-def _percent(entry):
-    return 100 * entry.correct / NUM_IMAGES
 
 
 def _figure(width: float, height: float) -> "Figure":

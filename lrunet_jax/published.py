@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lrunet_jax.data import NUM_CLASSES
 from lrunet_jax.errors import InputError, in_one_line, require_known
 
 # The original's repository, at a commit.
@@ -34,6 +35,17 @@ class Published(NamedTuple):
     dataset: str
     correct: int
     sha256: str
+
+    @property
+    def accuracy(self) -> float:
+        """The published one, a fraction."""
+        return self.correct / NUM_IMAGES
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """Of `create_model`, `name` and `num_classes` among them."""
+        classes = NUM_CLASSES[self.dataset]
+        return {"name": self.model, "num_classes": classes, **self.arguments}
 
 
 PUBLISHED = {

@@ -19,7 +19,7 @@ from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.metrics import Line, accuracy_of
 from lrunet_jax.models import create_model
-from lrunet_jax.published import NUM_IMAGES, PUBLISHED
+from lrunet_jax.published import PUBLISHED
 from lrunet_jax.summary import summarise
 
 
@@ -141,7 +141,7 @@ def published_accuracy(config: Mapping[str, Any]) -> float | None:
         fields = {"model.name": entry.model, "dataset": entry.dataset}
         fields |= {f"model.{name}": value for name, value in entry.arguments.items()}
         if fields.items() <= config.items():
-            return entry.correct / NUM_IMAGES
+            return entry.accuracy
     return None
 
 

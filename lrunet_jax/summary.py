@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
 from lrunet_jax.command import add_model_fields, model_from, print_table, run
-from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
+from lrunet_jax.data import IMAGE_SHAPES
 from lrunet_jax.errors import require
 from lrunet_jax.models import abstract_variables, create_model, list_models
 from lrunet_jax.published import PUBLISHED
@@ -126,8 +126,7 @@ def _bias_size(params, modules):
 def _published_rows() -> list[dict[str, Any]]:
     rows = []
     for name, entry in PUBLISHED.items():
-        classes = NUM_CLASSES[entry.dataset]
-        model = create_model(entry.model, num_classes=classes, **entry.arguments)
+        model = create_model(**entry.model_arguments)
         costs = summarise(model, IMAGE_SHAPES[entry.dataset])
         rows.append({"name": name, "dataset": entry.dataset, **costs})
     return rows
