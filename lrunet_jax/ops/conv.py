@@ -71,9 +71,10 @@ def _mapped_backward(stride, residuals, grad):
 
     def add_band(total, index):
         of_band = lax.dynamic_slice_in_dim(grad, index * rows, rows, 1)
-        of_band = of_band.reshape(len(grad), -1, grad.shape[3])
         patches = _patches(padded, index, rows, stride)
-        return total + jnp.einsum("opb,kpb->ok", of_band, patches), None
+        # Two dimensions each: with three, XLA copies both transposed.
+        flat = lambda a: a.reshape(len(a), -1)
+        return total + flat(of_band) @ flat(patches).T, None
 
     zeros = jnp.zeros((len(grad), kernel[..., 0].size), dtype)
     total, _ = lax.scan(add_band, zeros, jnp.arange(bands))
