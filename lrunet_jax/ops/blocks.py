@@ -1,7 +1,6 @@
 """Channel blocks: arrays split along their first axis and computed one by one."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax import lax
@@ -36,15 +35,16 @@ def merge(x: jax.Array) -> jax.Array:
     return x.reshape(-1, *x.shape[2:])
 
 
-def map_blocks(function: Callable[..., Any], x: jax.Array, *arrays: jax.Array) -> Any:
-    """`function(x, *arrays)` over blocks of their channels, one after the other.
+def map_blocks(
+    function: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, y: jax.Array
+) -> jax.Array:
+    """`function(x, y)` over blocks of their channels, one after the other.
 
     Args:
-      function: of arrays whose first axis is the channels of a block, to arrays, or a
-        tuple of arrays, whose first axis has a multiple of them.
+      function: of the channels of a block to a multiple of them.
       x: (C, H, W, B); decides the size of a block.
-      *arrays: each with a first axis of C.
+      y: (C, ...).
     """
     count = block_count(x.shape[0], x[0].size * x.dtype.itemsize)
-    blocks = tuple(split(array, count) for array in (x, *arrays))
-    return jax.tree.map(merge, lax.map(lambda block: function(*block), blocks))
+    blocks = split(x, count), split(y, count)
+    return merge(lax.map(lambda block: function(*block), blocks))

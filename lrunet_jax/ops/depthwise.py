@@ -49,8 +49,7 @@ def _dense(x, kernel, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, stride):
-    forward = functools.partial(shifted_sum, stride=stride)
-    return map_blocks(forward, x, by_channel(kernel, x.shape[0]))
+    return shifted_sum(x, by_channel(kernel, x.shape[0]), stride=stride)
 
 
 def _mapped_forward(x, kernel, stride):
@@ -61,8 +60,6 @@ def _mapped_backward(stride, residuals, grad):
     x, kernel = residuals
     grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
     kernels = by_channel(kernel, x.shape[0])
-    # Not in blocks: the padding keeps what made `grad` out of the sums, and the end of
-    # a `lax.map`'s body, where its output is written, runs on one thread.
     grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride=stride)
     return grad_x, by_position(grad_kernels).astype(kernel.dtype)
 
@@ -76,7 +73,7 @@ _LOWERINGS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-# --- The shifted sum, of one block of channels ------------------------------------
+# --- The shifted sum -------------------------------------------------------------
 
 
 def by_channel(kernel: jax.Array, channels: int) -> jax.Array:
@@ -90,9 +87,13 @@ def by_position(kernels: jax.Array) -> jax.Array:
 
 
 def shifted_sum(x: jax.Array, kernels: jax.Array, *, stride: int = 1) -> jax.Array:
-    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
-    total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
-    return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
+    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3), in blocks."""
+
+    def of_block(x, kernels):
+        total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
+        return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
+
+    return map_blocks(of_block, x, kernels)
 
 
 def shifted_sum_gradients(
@@ -106,6 +107,8 @@ def shifted_sum_gradients(
       grad: (C, M, H / stride, W / stride, B).
       stride: 1 or 2.
     """
+    # Not in blocks: the padding keeps what made `grad` out of the sums, and the end of
+    # a `lax.map`'s body, where its output is written, runs on one thread.
     return _x_gradient(x, kernels, grad, stride), _kernel_gradient(x, grad, stride)
 
 

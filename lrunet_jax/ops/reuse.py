@@ -24,7 +24,7 @@ from lrunet_jax.ops.batch_norm import (
     per_channel,
     rsqrt,
 )
-from lrunet_jax.ops.blocks import map_blocks, merge, split
+from lrunet_jax.ops.blocks import merge, split
 from lrunet_jax.ops.depthwise import (
     by_channel,
     by_position,
@@ -222,7 +222,7 @@ def _mapped_eval(x, dw, matrices, bias):
     def group(args):
         index, kernels, matrix, bias = args
         x_group = _shuffled_group(x, index)
-        y = mix(matrix.astype(x.dtype), map_blocks(shifted_sum, x_group, kernels))
+        y = mix(matrix.astype(x.dtype), shifted_sum(x_group, kernels))
         return jax.nn.relu(x_group + y + per_channel(bias)).astype(x.dtype)
 
     kernels = split(by_channel(dw, x.shape[0]), GROUPS)
@@ -239,7 +239,7 @@ def _mapped_forward(x, weights):
     def group(args):
         index, w = args
         x_group = _shuffled_group(x, index)
-        y = map_blocks(shifted_sum, x_group, w.dw)
+        y = shifted_sum(x_group, w.dw)
         dw_moments = batch_moments(y)
         folded = w.pw * (w.dw_scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
@@ -263,7 +263,7 @@ def _mapped_backward(residuals, gradients):
         x_group = _shuffled_group(x, index)
         mean = lambda a: jnp.mean(a, axis=(1, 2, 3))
         # Forward once more.
-        y = map_blocks(shifted_sum, x_group, w.dw)
+        y = shifted_sum(x_group, w.dw)
         dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
         folded = w.pw * (w.dw_scale * dw_rsqrt)
         z = mix(folded.astype(x.dtype), y)
