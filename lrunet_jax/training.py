@@ -94,7 +94,7 @@ def _train(config, model, workdir, data_dir, checkpoints, stop_requested):
 
     if int(state.epoch) < config.epochs:
         began = time.monotonic()
-        augment = data.make_augment(**config.augment)
+        augment = data.make_augment(**config.augment, lowering=model.lowering)
         loop = EpochLoop(
             state,
             train_set,

@@ -73,7 +73,8 @@ def test_tfrecords_without_tensorflow_say_what_is_needed(shared, tmp_path, monke
         data.load_split("cifar10", "test", str(tmp_path))
 
 
-def test_augmentation_gives_the_original_s_pixels(shared):
+@pytest.mark.parametrize("lowering", ["mapped", "dense"])
+def test_augmentation_gives_the_original_s_pixels(lowering, shared):
     golden = np.load(shared / "golden" / "augment.npz")
     transforms = Transforms(
         golden["top"],
@@ -81,19 +82,20 @@ def test_augmentation_gives_the_original_s_pixels(shared):
         fixed_point_rotations(golden["angle"], 32),
         golden["flip"].astype(bool),
     )
-    found = jax.jit(lambda x, t: transform(x, t, size=32, padding=4))(
-        golden["input"], transforms
-    )
+    found = jax.jit(
+        lambda x, t: transform(x, t, size=32, padding=4, lowering=lowering)
+    )(golden["input"], transforms)
     np.testing.assert_array_equal(found, golden["output"])
 
 
-def test_fashion_mnist_s_28_to_36_to_32_is_pil_s():
+@pytest.mark.parametrize("lowering", ["mapped", "dense"])
+def test_fashion_mnist_s_28_to_36_to_32_is_pil_s(lowering):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
     top, left = rng.integers(0, 5, (2, 64), np.int32)
     angles, flip = rng.uniform(-10, 10, 64), rng.integers(0, 2, 64).astype(bool)
     transforms = Transforms(top, left, fixed_point_rotations(angles, 32), flip)
-    found = transform(images, transforms, size=32, padding=4)
+    found = transform(images, transforms, size=32, padding=4, lowering=lowering)
     for i in range(64):
         padded = np.pad(images[i, ..., 0], 4)
         crop = padded[top[i] : top[i] + 32, left[i] : left[i] + 32]

@@ -17,7 +17,7 @@ from lrunet_jax.steps import data_shardings, make_train_call
 pytest.importorskip("libtpu", reason="the TPU's compiler: pip install '.[tpu]'")
 
 pytestmark = pytest.mark.slow
-ITERATIONS = 10
+LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def mesh(monkeypatch):
     return Mesh(np.array(topology.devices[:1]), ("data",))
 
 
-def compiled_step(mesh, lowering):
+def compiled_step(mesh, layer_reuse, lowering):
     """The text of train.py's program, 256 images in bfloat16."""
     config = lrunet.get_config("fashion_mnist")
-    model = create_model("lrunet", layer_reuse=ITERATIONS, lowering=lowering)
+    model = create_model("lrunet", layer_reuse=layer_reuse, lowering=lowering)
     state = jax.eval_shape(
         lambda: create_train_state(
             model,
@@ -52,12 +52,17 @@ def compiled_step(mesh, lowering):
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
         (state, split, batches, bound, bound, key),
     )
-    call = make_train_call(data.make_augment(**config.augment), mesh, "bfloat16")
+    call = make_train_call(
+        data.make_augment(**config.augment, lowering=lowering), mesh, "bfloat16"
+    )
     return call.lower(*arguments).compile().as_text()
 
 
-def estimated_cycles(text):
-    """Of one step: the loops of the blocks count N times."""
+def estimated_cycles(text, layer_reuse=1, of=""):
+    """Of one step: the loops of the blocks count N times.
+
+    Of it those operations whose names contain `of`.
+    """
     bodies, name = {}, ""
     for line in text.splitlines():
         if start := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -65,23 +70,35 @@ def estimated_cycles(text):
             bodies[name] = []
         elif name:
             bodies[name].append(line)
-    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1]
 
     def cost(name):
         total = 0
         for line in bodies[name]:
             if cycles := re.search(r'"estimated_cycles":"(\d+)"', line):
-                total += int(cycles[1])
-            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                total += cost(loop[1]) * (ITERATIONS if "/stage" in line else 1)
+                total += int(cycles[1]) if of in line else 0
+            if loop := LOOP.search(line):
+                total += cost(loop[1]) * (layer_reuse if "/stage" in line else 1)
         return total
 
-    return cost(entry)
+    # What stands before the loop over the steps is done once a call.
+    entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.M)[1]
+    (steps,) = filter(None, map(LOOP.search, bodies[entry]))
+    return cost(steps[1])
 
 
 def test_lrunet_s_step_takes_two_thirds_of_that_with_xla_s_own_convolutions(mesh):
     dense, xla = (
-        estimated_cycles(compiled_step(mesh, lowering)) for lowering in ("dense", "xla")
+        estimated_cycles(compiled_step(mesh, 10, lowering), 10)
+        for lowering in ("dense", "xla")
     )
     print(f"dense {dense:,} cycles, xla {xla:,}: {dense / xla:.3f}")
     assert 1e6 < dense <= 0.65 * xla
+
+
+def test_augmentation_is_a_tenth_of_the_shortest_step_at_most(mesh):
+    text = compiled_step(mesh, 1, "dense")
+    augment, step = estimated_cycles(text, of="/augment/"), estimated_cycles(text)
+    print(f"augmentation {augment:,} of {step:,} cycles: {augment / step:.3f}")
+    assert 1e4 < augment <= 0.1 * step
+    # A gather has no estimate: there are those of the batch and of its angles.
+    assert len(re.findall(r"= \S+ gather\(", text)) == 3

@@ -62,7 +62,8 @@ def leave_block(x: jax.Array, iterations: int, *, lowering: str = "auto") -> jax
     """A block's output, from what its last iteration gives."""
     if not _keeps_channels(lowering):
         return x
-    return x[np.argsort(_orders(len(x), iterations)[-1])]
+    last = jnp.asarray(_orders(len(x), iterations)[-1])
+    return _product("chwb,co->ohwb", x, _one_hot(last))
 
 
 def channel_orders(
@@ -143,10 +144,11 @@ def reuse_eval(
     bias = weights.pw_bias + pw_factor * shift
     matrices *= split(dw_factor, GROUPS)[:, None] * split(pw_factor, GROUPS)[..., None]
     if order is not None:
-        outputs = _of_depthwise(order)
-        y = depthwise(x, weights.dw[..., outputs], lowering=lowering)
-        y = mix(dense_matrix(matrices)[order][:, outputs].astype(x.dtype), y)
-        return jax.nn.relu(x + y + per_channel(bias[order])).astype(x.dtype)
+        places, outputs = _places(order)
+        y = depthwise(x, _permuted(weights.dw, outputs), lowering=lowering)
+        y = mix(_permuted_matrix(matrices.astype(x.dtype), places, outputs), y)
+        bias = _permuted(bias, places)
+        return jax.nn.relu(x + y + per_channel(bias)).astype(x.dtype)
     if _is_grouped(x, lowering):
         return _mapped_eval(x, weights.dw, matrices, bias)
     x = shuffle(x)
@@ -169,22 +171,48 @@ def _composed_train(x, weights, lowering):
 
 @jax.checkpoint
 def _ordered_train(x, weights, order):
-    outputs = _of_depthwise(order)
-    y = depthwise(x, weights.dw[..., outputs], lowering="dense")
-    y, dw_moments = batch_norm(y, weights.dw_scale[outputs], weights.dw_bias[outputs])
-    matrix = dense_matrix(by_group(weights.pw, GROUPS))[order][:, outputs]
-    y = mix(matrix.astype(x.dtype), y)
-    y, pw_moments = batch_norm(y, weights.pw_scale[order], weights.pw_bias[order])
-    back = lambda moments, places: Moments(
-        *(jnp.zeros_like(m).at[places].set(m, unique_indices=True) for m in moments)
-    )
-    met = back(dw_moments, outputs), back(pw_moments, order)
+    places, outputs = _places(order)
+    dw, dw_scale, dw_bias = (_permuted(w, outputs) for w in (weights.dw, *weights[2:4]))
+    pw_scale, pw_bias = (_permuted(w, places) for w in weights[4:])
+    matrices = by_group(weights.pw.astype(x.dtype), GROUPS)
+    y = depthwise(x, dw, lowering="dense")
+    y, dw_moments = batch_norm(y, dw_scale, dw_bias)
+    y = mix(_permuted_matrix(matrices, places, outputs), y)
+    y, pw_moments = batch_norm(y, pw_scale, pw_bias)
+    back = lambda moments, rows: Moments(*(_permuted(m, rows.T) for m in moments))
+    met = back(dw_moments, outputs), back(pw_moments, places)
     return jax.nn.relu(x + y), lax.stop_gradient(met)
 
 
-def _of_depthwise(order):
-    """The order of the depthwise outputs, two of each channel."""
-    return (2 * order[:, None] + jnp.arange(2)).ravel()
+# Permutations are products with one-hot rows: a TPU gathers element by element, and
+# its compiler does not even estimate for how long.
+
+
+def _places(order):
+    """Rows that permute the C channels, and the 2C depthwise outputs, by `order`."""
+    outputs = (2 * order[:, None] + jnp.arange(2)).ravel()
+    return _one_hot(order), _one_hot(outputs)
+
+
+def _one_hot(order):
+    return jax.nn.one_hot(order, len(order))
+
+
+def _permuted(values, rows):
+    """(..., C) -> (..., C), in the order of `rows`."""
+    return _product("...c,oc->...o", values, rows)
+
+
+def _permuted_matrix(matrices, places, outputs):
+    """The block-diagonal matrix of (groups, out, in), both sides in another order."""
+    matrix = _permuted(dense_matrix(matrices), outputs)
+    return _product("oi,po->pi", matrix, places)
+
+
+def _product(subscripts, values, rows):
+    # Exact: each sum has one term.
+    rows = rows.astype(values.dtype)
+    return jnp.einsum(subscripts, values, rows, precision=lax.Precision.HIGHEST)
 
 
 def _is_grouped(x, lowering):
