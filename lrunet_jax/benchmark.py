@@ -5,13 +5,17 @@
 
 The training step is that of `train.py`, on random images that lie on the device:
 batch, augmentation, forward, backward, update. With --torch, PyTorch takes turns with
-it: its own eager step, without augmentation, in channels_last on as many threads.
+it, in a process of its own: its eager step, without augmentation, in channels_last on
+as many threads.
 """
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +29,6 @@ from flax import linen as nn
 from lrunet_jax import data
 from lrunet_jax.command import add_model_fields, print_table, require_torch, run
 from lrunet_jax.config import DTYPES
-from lrunet_jax.epoch import steps_per_call
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
@@ -35,21 +38,24 @@ from lrunet_jax.state import create_train_state
 from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
 
 CROP = 32  # pixels that a training step sees, of images of 28 too
-MAX_STEPS = 1000  # in a device call; an epoch has no more by far
+TURN_SECONDS = 0.25  # in which the device call of a fast step is lost
+MAX_COUNT = 1000  # steps in a turn
+
+Timed = Callable[[int], Any]  # does its work so many times, returns when it is done
 
 
 class Workload(NamedTuple):
-    """What is timed; each function returns when its work is done.
+    """What is timed.
 
     Attributes:
-      step: a number of training steps.
+      step: training steps.
       inference: the logits of a batch.
       single: the logits of one image.
     """
 
-    step: Callable[[int], Any]
-    inference: Callable[[], Any]
-    single: Callable[[], Any]
+    step: Timed
+    inference: Timed
+    single: Timed
 
 
 def benchmark(
@@ -57,14 +63,13 @@ def benchmark(
     image_shape: tuple[int, int, int],
     *,
     batch_size: int = 256,
-    rounds: int = 5,
+    rounds: int = 10,
     dtype: str = "float32",
     torch_arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Times `model`, and PyTorch in turns with it.
 
-    A device call for training makes as many steps as one of `train.py` makes, and
-    PyTorch as many in its turn.
+    A turn is one step, or as many as take TURN_SECONDS here; PyTorch makes as many.
 
     Args:
       model: the network.
@@ -85,38 +90,35 @@ def benchmark(
     ours, variables, figures = _our_workload(model, split, dtype)
     workloads = [ours]
     if torch_arguments is not None:
-        workloads.append(_torch_workload(torch_arguments, variables, split))
+        workloads.append(_in_a_process(torch_arguments, variables, split))
 
-    once = _take_turns([lambda: ours.step(1)], 1)[0][0]
-    count = min(steps_per_call(once), MAX_STEPS)
-    calls = {
-        "step": [lambda w=w: w.step(count) for w in workloads],
-        "inference": [w.inference for w in workloads],
-        "single": [w.single for w in workloads],
-    }
-    for name, functions in calls.items():
-        divisor = count if name == "step" else 1
-        mine, *others = _take_turns(functions, rounds)
-        figures[f"{name}_seconds"] = statistics.median(mine) / divisor
-        figures[f"{name}_quartiles"] = [q / divisor for q in _quartiles(mine)]
+    for name in Workload._fields:
+        mine, *others = _take_turns([getattr(w, name) for w in workloads], rounds)
+        figures[f"{name}_seconds"] = statistics.median(mine)
+        figures[f"{name}_quartiles"] = _quartiles(mine)
         for theirs in others:
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            seconds = statistics.median(theirs) / divisor
+            seconds = statistics.median(theirs)
             figures[f"torch_{name}_seconds"] = seconds
             figures[f"{name}_ratio"] = seconds / figures[f"{name}_seconds"]
             figures[f"{name}_ratio_quartiles"] = _quartiles(ratios)
     return figures
 
 
-def _take_turns(functions: Sequence[Callable[[], Any]], rounds: int):
-    """The seconds of each function in each round; the first round is not counted."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds + 1):
-        for function, of_it in zip(functions, seconds, strict=True):
-            began = time.perf_counter()
-            function()
-            of_it.append(time.perf_counter() - began)
-    return [of_it[1:] for of_it in seconds]
+def _take_turns(functions: Sequence[Timed], rounds: int) -> list[list[float]]:
+    """The seconds of each function in each round; a first round is not counted."""
+    for function in functions:
+        function(1)
+    once = _seconds(functions[0], 1)
+    count = min(max(1, round(TURN_SECONDS / once)), MAX_COUNT)
+    turns = [[_seconds(f, count) / count for f in functions] for _ in range(rounds)]
+    return [list(of_one) for of_one in zip(*turns, strict=True)]
+
+
+def _seconds(function, count):
+    began = time.perf_counter()
+    function(count)
+    return time.perf_counter() - began
 
 
 def _quartiles(values):
@@ -137,8 +139,11 @@ def _our_workload(model, split, dtype):
     variables = jax.tree.map(np.asarray, state.learned())
     split = jax.device_put(split, replicated)
     key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(size=CROP, padding=4, rotation=10.0, flip=True)
-    batches = np.tile(np.arange(batch_size, dtype=np.int32), (MAX_STEPS, 1))
+    augment = data.make_augment(
+        size=CROP, padding=4, rotation=10.0, flip=True, lowering=model.lowering
+    )
+    batches = jnp.tile(jnp.arange(batch_size, dtype=jnp.int32), (MAX_COUNT, 1))
+    batches = jax.device_put(batches, replicated)
     lowered = make_train_call(augment, mesh, dtype).lower(
         state, split, batches, 0, 1, key
     )
@@ -158,8 +163,34 @@ def _our_workload(model, split, dtype):
     images = (split.images.astype(jnp.float32) / 255).astype(dtype)
     on_device = jax.device_put(variables, replicated)
     infer = lambda images: jax.block_until_ready(apply(on_device, images))
-    one = images[:1]
-    return Workload(step, lambda: infer(images), lambda: infer(one)), variables, figures
+    workload = Workload(step, _often(infer, images), _often(infer, images[:1]))
+    return workload, variables, figures
+
+
+def _in_a_process(*arguments):
+    """PyTorch's workload as its users have it, without what `command.run` sets up."""
+    spawning = multiprocessing.get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    spawning.Process(target=_serve, args=(theirs, *arguments), daemon=True).start()
+    theirs.close()  # so that its end is noticed here
+
+    def ask(name):
+        def wait(count):
+            ours.send((name, count))
+            ours.recv()
+
+        return wait
+
+    return Workload(*map(ask, Workload._fields))
+
+
+def _serve(connection, *arguments):
+    workload = _torch_workload(*arguments)
+    with contextlib.suppress(EOFError):  # the other side is done
+        while True:
+            name, count = connection.recv()
+            getattr(workload, name)(count)
+            connection.send(None)
 
 
 def _torch_workload(arguments, variables, split):
@@ -188,7 +219,15 @@ def _torch_workload(arguments, variables, split):
             optimizer.step()
 
     infer = torch.inference_mode()(frozen)
-    return Workload(step, lambda: infer(images), lambda: infer(images[:1]))
+    return Workload(step, _often(infer, images), _often(infer, images[:1]))
+
+
+def _often(function, images) -> Timed:
+    def times(count):
+        for _ in range(count):
+            function(images)
+
+    return times
 
 
 def _random_split(model, size, image_shape):
@@ -209,7 +248,9 @@ def main() -> None:
         "--all", action="store_true", help="the published networks, and not --model"
     )
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="how often each is timed"
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--torch", action="store_true", help="PyTorch takes turns")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -230,8 +271,10 @@ def main() -> None:
         require(args.dtype == "float32", "dtype", args.dtype, "float32 with --torch")
 
     device = jax.devices()[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, arguments, image_shape in _networks(args):
+        if args.all:  # a quarter of an hour
+            print(f"{len(rows) + 1}/{len(PUBLISHED)} {name}", file=sys.stderr)
         model = create_model(**arguments)
         with jax.default_matmul_precision("highest"):
             figures = benchmark(

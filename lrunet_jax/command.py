@@ -53,12 +53,12 @@ def _keep_compiled_programs() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Has the C library give memory out again that was freed, where it is glibc.
+    """Has glibc give memory out again that was freed, unless the user tuned it.
 
     By default it returns large blocks to the system at once, and each device call
     pays for its pages anew: adding 1 to 32 MB took 10 ms, so it takes 1.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         libc = ctypes.CDLL(None)
         for option, value in (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENAS, 1):
             libc.mallopt(option, value)

@@ -12,9 +12,7 @@ from lrunet_jax import data
 from lrunet_jax.state import TrainState
 from lrunet_jax.steps import Augment, data_shardings, make_train_call
 
-# How long a person, or a signal, waits. A call gets fresh memory from the system: on
-# CPU, four steps of a second each in one call take 0.83 of the time of four calls.
-SECONDS_PER_CALL = 4.0
+SECONDS_PER_CALL = 4.0  # how long a person, or a signal, waits
 
 
 class EpochLoop:
@@ -64,15 +62,12 @@ class EpochLoop:
                 jax.block_until_ready(state.step)
                 seconds = (time.perf_counter() - began) / (stop - start)
                 # Slowly upwards: one short call must not make the next one endless.
-                self._steps = min(steps_per_call(seconds), 4 * self._steps)
+                self._steps = min(
+                    max(1, round(SECONDS_PER_CALL / seconds)), 4 * self._steps
+                )
                 step = offset + stop
                 yield state
 
     def _batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = data.epoch_order(self._seed, epoch, len(self._data.labels))
         return data.train_batches(order, self._batch_size)
-
-
-def steps_per_call(seconds: float) -> int:
-    """How many steps of so many seconds make a device call."""
-    return max(1, round(SECONDS_PER_CALL / seconds))

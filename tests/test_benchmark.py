@@ -64,7 +64,9 @@ def test_all_are_the_published_networks(monkeypatch, capsys):
     assert (model.width_mult, model.num_classes, model.lowering) == (0.25, 10, "xla")
     assert image_shape == (28, 28, 1)
     assert options["batch_size"] == 256
-    table = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "18/18 fmnist-shufflenetv2-025x"
+    table = printed.out.splitlines()
     assert len(table) == 2 + len(PUBLISHED)
     assert re.match(r"\| fmnist-shufflenetv2-025x +\| +500.0 \| +500.0 ", table[-1])
 
