@@ -25,10 +25,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from lrunet_jax import data
 from lrunet_jax.command import add_model_fields, print_table, require_torch, run
 from lrunet_jax.config import DTYPES
+from lrunet_jax.epoch import SECONDS_PER_CALL
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
@@ -38,8 +40,10 @@ from lrunet_jax.state import create_train_state
 from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
 
 CROP = 32  # pixels that a training step sees, of images of 28 too
-TURN_SECONDS = 0.25  # in which the device call of a fast step is lost
-MAX_COUNT = 1000  # steps in a turn
+# A turn's. A device call makes as many steps as one of `train.py`, as on CPU each call
+# gets fresh memory; for inference they are many batches, as those of `evaluate`.
+TURN_SECONDS = {"step": SECONDS_PER_CALL, "inference": 1.0, "single": 0.25}
+MAX_COUNT = 1000  # steps in a turn; an epoch has no more by far
 
 Timed = Callable[[int], Any]  # does its work so many times, returns when it is done
 
@@ -48,9 +52,9 @@ class Workload(NamedTuple):
     """What is timed.
 
     Attributes:
-      step: training steps.
-      inference: the logits of a batch.
-      single: the logits of one image.
+      step: training steps, in one device call.
+      inference: the logits of batches, in one device call.
+      single: the logits of one image, a call each.
     """
 
     step: Timed
@@ -63,13 +67,13 @@ def benchmark(
     image_shape: tuple[int, int, int],
     *,
     batch_size: int = 256,
-    rounds: int = 10,
+    rounds: int = 5,
     dtype: str = "float32",
     torch_arguments: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Times `model`, and PyTorch in turns with it.
 
-    A turn is one step, or as many as take TURN_SECONDS here; PyTorch makes as many.
+    A turn is as many steps as take TURN_SECONDS here; PyTorch makes as many.
 
     Args:
       model: the network.
@@ -93,7 +97,8 @@ def benchmark(
         workloads.append(_in_a_process(torch_arguments, variables, split))
 
     for name in Workload._fields:
-        mine, *others = _take_turns([getattr(w, name) for w in workloads], rounds)
+        functions = [getattr(workload, name) for workload in workloads]
+        mine, *others = _take_turns(functions, rounds, TURN_SECONDS[name])
         figures[f"{name}_seconds"] = statistics.median(mine)
         figures[f"{name}_quartiles"] = _quartiles(mine)
         for theirs in others:
@@ -105,12 +110,14 @@ def benchmark(
     return figures
 
 
-def _take_turns(functions: Sequence[Timed], rounds: int) -> list[list[float]]:
-    """The seconds of each function in each round; a first round is not counted."""
+def _take_turns(
+    functions: Sequence[Timed], rounds: int, turn_seconds: float
+) -> list[list[float]]:
+    """The seconds of each function, for once, in each round."""
     for function in functions:
-        function(1)
+        function(1)  # not counted
     once = _seconds(functions[0], 1)
-    count = min(max(1, round(TURN_SECONDS / once)), MAX_COUNT)
+    count = min(max(1, round(turn_seconds / once)), MAX_COUNT)
     turns = [[_seconds(f, count) / count for f in functions] for _ in range(rounds)]
     return [list(of_one) for of_one in zip(*turns, strict=True)]
 
@@ -159,16 +166,29 @@ def _our_workload(model, split, dtype):
         state = program(state, split, batches, 0, count, key)
         jax.block_until_ready(state.step)
 
-    apply = jax.jit(model.apply)
-    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
     on_device = jax.device_put(variables, replicated)
-    infer = lambda images: jax.block_until_ready(apply(on_device, images))
-    workload = Workload(step, _often(infer, images), _often(infer, images[:1]))
+    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
+    two_batches = jnp.stack([images, images[::-1]])  # no trip repeats the one before
+    logits = jnp.zeros((batch_size, model.num_classes), dtype)
+
+    @jax.jit
+    def infer_batches(variables, batches, count):
+        apply = lambda i, _: model.apply(variables, batches[i % 2])
+        return lax.fori_loop(0, count, apply, logits)
+
+    infer = jax.jit(model.apply)
+    workload = Workload(
+        step,
+        lambda count: jax.block_until_ready(
+            infer_batches(on_device, two_batches, count)
+        ),
+        _often(lambda: jax.block_until_ready(infer(on_device, images[:1]))),
+    )
     return workload, variables, figures
 
 
 def _in_a_process(*arguments):
-    """PyTorch's workload as its users have it, without what `command.run` sets up."""
+    """PyTorch's workload as its users have it, beside no other threads."""
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
     spawning.Process(target=_serve, args=(theirs, *arguments), daemon=True).start()
@@ -212,20 +232,21 @@ def _torch_workload(arguments, variables, split):
     crops = crops.contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy(split.labels).long()
 
-    def step(count):
-        for _ in range(count):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(crops), labels).backward()
-            optimizer.step()
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(crops), labels).backward()
+        optimizer.step()
 
     infer = torch.inference_mode()(frozen)
-    return Workload(step, _often(infer, images), _often(infer, images[:1]))
+    return Workload(
+        _often(step), _often(lambda: infer(images)), _often(lambda: infer(images[:1]))
+    )
 
 
-def _often(function, images) -> Timed:
+def _often(function: Callable[[], Any]) -> Timed:
     def times(count):
         for _ in range(count):
-            function(images)
+            function()
 
     return times
 
@@ -248,9 +269,7 @@ def main() -> None:
         "--all", action="store_true", help="the published networks, and not --model"
     )
     parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument(
-        "--rounds", type=int, default=10, help="how often each is timed"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--torch", action="store_true", help="PyTorch takes turns")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -273,7 +292,7 @@ def main() -> None:
     device = jax.devices()[0]
     rows: list[dict[str, Any]] = []
     for name, arguments, image_shape in _networks(args):
-        if args.all:  # a quarter of an hour
+        if args.all:  # half an hour
             print(f"{len(rows) + 1}/{len(PUBLISHED)} {name}", file=sys.stderr)
         model = create_model(**arguments)
         with jax.default_matmul_precision("highest"):

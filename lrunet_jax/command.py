@@ -4,10 +4,8 @@ A user's mistake gets one clear line.
 """
 
 import argparse
-import ctypes
 import importlib.util
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +19,6 @@ from flax import linen as nn
 from lrunet_jax.errors import DivergedError, InputError
 from lrunet_jax.models import create_model, model_fields
 
-# Of glibc's mallopt, by malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENAS = -1, -4, -8
-
 
 def run(main: Callable[[], None]) -> None:
     """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for divergence.
@@ -32,7 +27,6 @@ def run(main: Callable[[], None]) -> None:
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
     _keep_compiled_programs()
-    _keep_freed_memory()
     sys.unraisablehook = _report_unraisable
     try:
         main()
@@ -50,18 +44,6 @@ def _keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
         jax.config.update("jax_compilation_cache_dir", str(directory))
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc give memory out again that was freed, unless the user tuned it.
-
-    By default it returns large blocks to the system at once, and each device call
-    pays for its pages anew: adding 1 to 32 MB took 10 ms, so it takes 1.
-    """
-    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        libc = ctypes.CDLL(None)
-        for option, value in (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENAS, 1):
-            libc.mallopt(option, value)
 
 
 def _report_unraisable(unraisable: Any) -> None:

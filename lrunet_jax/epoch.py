@@ -12,7 +12,10 @@ from lrunet_jax import data
 from lrunet_jax.state import TrainState
 from lrunet_jax.steps import Augment, data_shardings, make_train_call
 
-SECONDS_PER_CALL = 4.0  # how long a person, or a signal, waits
+# How long a person, or a signal, waits. On CPU each call gets its memory fresh from the
+# system, and for ShuffleNet those page faults take as long as a step. (glibc can be
+# told to keep it, but then its heap grows to five times what a call needs.)
+SECONDS_PER_CALL = 4.0
 
 
 class EpochLoop:
@@ -62,12 +65,15 @@ class EpochLoop:
                 jax.block_until_ready(state.step)
                 seconds = (time.perf_counter() - began) / (stop - start)
                 # Slowly upwards: one short call must not make the next one endless.
-                self._steps = min(
-                    max(1, round(SECONDS_PER_CALL / seconds)), 4 * self._steps
-                )
+                self._steps = min(steps_per_call(seconds), 4 * self._steps)
                 step = offset + stop
                 yield state
 
     def _batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = data.epoch_order(self._seed, epoch, len(self._data.labels))
         return data.train_batches(order, self._batch_size)
+
+
+def steps_per_call(seconds: float) -> int:
+    """How many steps of so many seconds make a device call."""
+    return max(1, round(SECONDS_PER_CALL / seconds))

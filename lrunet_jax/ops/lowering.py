@@ -3,14 +3,15 @@
 A lowering is a way to write an operator so that a backend's compiler makes fast
 code of it. All lowerings of an operator have the same arguments and results:
 
-* `mapped`: shifted sums and small matrix products, a few channels at a time in a
-  `lax.map`. For CPU, where the weight gradient of XLA's own depthwise convolution
-  takes 1.4 s for 8 images.
+* `mapped`: shifted sums and small matrix products, in blocks that stay in cache. For
+  CPU, where the weight gradient of XLA's own depthwise convolution takes 1.4 s for 8
+  images.
 * `xla`: `lax.conv_general_dilated` with `feature_group_count`, `lax.reduce_window`.
 * `dense`: grouped kernels as dense ones that are zero off the diagonal, in blocks of
-  128 channels, the width of a TPU's matrix unit. LruNet's channels are not shuffled:
-  0.56 of the cycles of `xla` for the training step of N = 10 in bfloat16, by the TPU
-  compiler's estimate for v5e.
+  128 channels, the width of a TPU's matrix unit, and one-hot products for what would
+  be gathered. LruNet's channels are not shuffled. By the TPU compiler's estimate for
+  v5e, 0.55 to 0.64 of the cycles of `xla` for the training steps of the published
+  LruNets in bfloat16; shapes with which `xla` would be ahead were not found.
 """
 
 import jax
