@@ -116,8 +116,10 @@ def _take_turns(
     """The seconds of each function, for once, in each round."""
     for function in functions:
         function(1)  # not counted
-    once = _seconds(functions[0], 1)
-    count = min(max(1, round(turn_seconds / once)), MAX_COUNT)
+    count = 1
+    for _ in range(2):  # of many, each takes less than one alone
+        once = _seconds(functions[0], count) / count
+        count = min(max(1, round(turn_seconds / once)), MAX_COUNT)
     turns = [[_seconds(f, count) / count for f in functions] for _ in range(rounds)]
     return [list(of_one) for of_one in zip(*turns, strict=True)]
 

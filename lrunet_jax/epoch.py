@@ -13,9 +13,10 @@ from lrunet_jax.state import TrainState
 from lrunet_jax.steps import Augment, data_shardings, make_train_call
 
 # How long a person, or a signal, waits. On CPU each call gets its memory fresh from the
-# system, and for ShuffleNet those page faults take as long as a step. (glibc can be
-# told to keep it, but then its heap grows to five times what a call needs.)
-SECONDS_PER_CALL = 4.0
+# system, and for ShuffleNet those page faults take as long as a step: half as many
+# seconds a call made it a third slower. (glibc can be told to keep freed memory, but
+# then its heap grows to five times what a call needs.)
+SECONDS_PER_CALL = 8.0
 
 
 class EpochLoop:
