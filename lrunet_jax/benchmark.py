@@ -43,7 +43,7 @@ CROP = 32  # pixels that a training step sees, of images of 28 too
 # A turn's. A device call makes as many steps as one of `train.py`, as on CPU each call
 # gets fresh memory; for inference they are many batches, as those of `evaluate`.
 TURN_SECONDS = {"step": SECONDS_PER_CALL, "inference": 1.0, "single": 0.25}
-MAX_COUNT = 1000  # steps in a turn; an epoch has no more by far
+MAX_COUNT = 100  # steps in a turn
 
 Timed = Callable[[int], Any]  # does its work so many times, returns when it is done
 
