@@ -30,7 +30,7 @@ from jax import lax
 from lrunet_jax import data
 from lrunet_jax.command import add_model_fields, print_table, require_torch, run
 from lrunet_jax.config import DTYPES
-from lrunet_jax.epoch import SECONDS_PER_CALL
+from lrunet_jax.epoch import SECONDS_PER_CALL, steps_per_call
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
@@ -73,7 +73,8 @@ def benchmark(
 ) -> dict[str, Any]:
     """Times `model`, and PyTorch in turns with it.
 
-    A turn is as many steps as take TURN_SECONDS here; PyTorch makes as many.
+    A turn is as many steps as take TURN_SECONDS here, at most MAX_COUNT; PyTorch makes
+    as many.
 
     Args:
       model: the network.
@@ -119,7 +120,7 @@ def _take_turns(
     count = 1
     for _ in range(2):  # of many, each takes less than one alone
         once = _seconds(functions[0], count) / count
-        count = min(max(1, round(turn_seconds / once)), MAX_COUNT)
+        count = min(steps_per_call(once, turn_seconds), MAX_COUNT)
     turns = [[_seconds(f, count) / count for f in functions] for _ in range(rounds)]
     return [list(of_one) for of_one in zip(*turns, strict=True)]
 

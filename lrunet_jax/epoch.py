@@ -75,6 +75,6 @@ class EpochLoop:
         return data.train_batches(order, self._batch_size)
 
 
-def steps_per_call(seconds: float) -> int:
-    """How many steps of so many seconds make a device call."""
-    return max(1, round(SECONDS_PER_CALL / seconds))
+def steps_per_call(seconds: float, call_seconds: float = SECONDS_PER_CALL) -> int:
+    """How many steps of so many seconds make a device call of `call_seconds`."""
+    return max(1, round(call_seconds / seconds))
