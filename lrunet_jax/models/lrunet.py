@@ -3,6 +3,8 @@
 "Convolutional Neural Networks with Layer Reuse", arXiv 1901.09615.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -74,10 +76,11 @@ class LruNet(nn.Module):
         Returns:
           (B, num_classes).
         """
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         width = round(STEM_CHANNELS * self.width_mult)
         x = channels_first(self, images)
         x = Conv(STEM_CHANNELS, stride=2, lowering=self.lowering, name="features_0")(x)
-        x = nn.relu(BatchNorm(STEM_CHANNELS, name="features_1")(x, train=train))
+        x = norm(STEM_CHANNELS, nn.relu, name="features_1")(x, train=train)
         x = x[jnp.arange(width) % STEM_CHANNELS] if width != STEM_CHANNELS else x
         x = self._pool(self._block(x, train, name="stage1"))
         x = self._pool(self._block(widen(x), train, name="stage2"))
@@ -86,7 +89,7 @@ class LruNet(nn.Module):
         x = Pointwise(
             4 * width, groups=GROUPS, lowering=self.lowering, name="classifier_0"
         )(x)
-        x = nn.relu(BatchNorm(4 * width, name="classifier_1")(x, train=train))
+        x = norm(4 * width, nn.relu, name="classifier_1")(x, train=train)
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_3")(x)
         x = Pointwise(
             self.num_classes, use_bias=True, lowering=self.lowering, name="classifier_4"

@@ -1,5 +1,6 @@
 """MobileNet: depthwise separable convolutions (arXiv 1704.04861)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -59,6 +60,7 @@ class MobileNet(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
         options: dict[str, Any] = {
@@ -66,7 +68,7 @@ class MobileNet(nn.Module):
             "lowering": self.lowering,
         }
         x = Conv(width, name="features_0_0", **options)(x)
-        x = nn.relu(BatchNorm(width, name="features_0_1")(x, train=train))
+        x = norm(width, nn.relu, name="features_0_1")(x, train=train)
         number = 0
         for channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -92,12 +94,13 @@ class DepthwiseSeparable(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,
             "lowering": self.lowering,
         }
         inputs = x.shape[0]
         x = Depthwise(self.stride, name="conv1", **options)(x)
-        x = nn.relu(BatchNorm(inputs, name="bn1")(x, train=train))
+        x = norm(inputs, nn.relu, name="bn1")(x, train=train)
         x = Pointwise(self.channels, name="conv2", **options)(x)
-        return nn.relu(BatchNorm(self.channels, name="bn2")(x, train=train))
+        return norm(self.channels, nn.relu, name="bn2")(x, train=train)

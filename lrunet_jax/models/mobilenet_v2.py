@@ -1,5 +1,7 @@
 """MobileNetV2: inverted residuals with linear bottlenecks (arXiv 1801.04381)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -66,10 +68,11 @@ class MobileNetV2(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
         x = Conv(width, lowering=self.lowering, name="features_0_0")(x)
-        x = nn.relu6(BatchNorm(width, name="features_0_1")(x, train=train))
+        x = norm(width, nn.relu6, name="features_0_1")(x, train=train)
         number = 0
         for expansion, channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -83,7 +86,7 @@ class MobileNetV2(nn.Module):
                 )(x, train=train)
         width = int(1280 * max(1.0, self.width_mult))
         x = Pointwise(width, lowering=self.lowering, name="features_18_0")(x)
-        x = nn.relu6(BatchNorm(width, name="features_18_1")(x, train=train))
+        x = norm(width, nn.relu6, name="features_18_1")(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
         return Linear(
@@ -108,16 +111,17 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         y, inputs, number = x, x.shape[0], 0
         hidden = inputs * self.expansion
         if self.expansion > 1:
             y = Pointwise(hidden, lowering=self.lowering, name="conv_0")(y)
-            y = nn.relu6(BatchNorm(hidden, name="conv_1")(y, train=train))
+            y = norm(hidden, nn.relu6, name="conv_1")(y, train=train)
             number = 3
         y = Depthwise(self.stride, lowering=self.lowering, name=f"conv_{number}")(y)
-        y = nn.relu6(BatchNorm(hidden, name=f"conv_{number + 1}")(y, train=train))
+        y = norm(hidden, nn.relu6, name=f"conv_{number + 1}")(y, train=train)
         y = Pointwise(self.channels, lowering=self.lowering, name=f"conv_{number + 3}")(
             y
         )
-        y = BatchNorm(self.channels, name=f"conv_{number + 4}")(y, train=train)
-        return x + y if self.stride == 1 and inputs == self.channels else y
+        shortcut = x if self.stride == 1 and inputs == self.channels else None
+        return norm(self.channels, name=f"conv_{number + 4}")(y, shortcut, train=train)

@@ -1,5 +1,6 @@
 """ShuffleNet: grouped pointwise convolutions and channel shuffle (arXiv 1707.01083)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -90,6 +91,7 @@ class ShuffleNet(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = self.scaled(STEM_CHANNELS)
         options: dict[str, Any] = {
@@ -97,7 +99,7 @@ class ShuffleNet(nn.Module):
             "lowering": self.lowering,
         }
         x = Conv(width, name="conv1", **options)(x)
-        x = nn.relu(BatchNorm(width, name="bn1")(x, train=train))
+        x = norm(width, nn.relu, name="bn1")(x, train=train)
         stages = zip(self.stage_channels(), BLOCKS, strict=True)
         for stage, (channels, blocks) in enumerate(stages, start=1):
             for block in range(blocks):
@@ -126,6 +128,7 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         out = self.channels - x.shape[0] if self.stride == 2 else self.channels
         mid = out // (4 * self.groups) * self.groups
         options: dict[str, Any] = {
@@ -134,14 +137,14 @@ class Bottleneck(nn.Module):
         }
         grouped: dict[str, Any] = {"groups": self.groups, **options}
         y = Pointwise(mid, name="conv1", **grouped)(x)
-        y = nn.relu(BatchNorm(mid, name="bn1")(y, train=train))
+        y = norm(mid, nn.relu, name="bn1")(y, train=train)
         y = ops.channel_shuffle(y, self.groups)
         y = Depthwise(self.stride, name="conv2", **options)(y)
         # The paper has no ReLU here; the original has.
-        y = nn.relu(BatchNorm(mid, name="bn2")(y, train=train))
+        y = norm(mid, nn.relu, name="bn2")(y, train=train)
         y = Pointwise(out, name="conv3", **grouped)(y)
-        y = BatchNorm(out, name="bn3")(y, train=train)
         if self.stride == 1:
-            return nn.relu(x + y)
+            return norm(out, nn.relu, name="bn3")(y, x, train=train)
+        y = norm(out, name="bn3")(y, train=train)
         shortcut = ops.avg_pool(x, lowering=self.lowering)
         return nn.relu(jnp.concatenate([y, shortcut]))

@@ -1,5 +1,6 @@
 """ShuffleNetV2: channel split in place of groups (arXiv 1807.11164)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -67,13 +68,14 @@ class ShuffleNetV2(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,
             "lowering": self.lowering,
         }
         x = Conv(STEM_CHANNELS, name="conv1", **options)(x)
-        x = nn.relu(BatchNorm(STEM_CHANNELS, name="bn1")(x, train=train))
+        x = norm(STEM_CHANNELS, nn.relu, name="bn1")(x, train=train)
         *stages, last = CHANNELS[self.width_mult]
         for stage, (channels, blocks) in enumerate(
             zip(stages, BLOCKS, strict=True), start=1
@@ -86,7 +88,7 @@ class ShuffleNetV2(nn.Module):
                     x, train=train
                 )
         x = Pointwise(last, name="conv2", **options)(x)
-        x = nn.relu(BatchNorm(last, name="bn2")(x, train=train))
+        x = norm(last, nn.relu, name="bn2")(x, train=train)
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -98,6 +100,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(C, H, W, B) to the same."""
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,
             "lowering": self.lowering,
@@ -105,11 +108,11 @@ class BasicBlock(nn.Module):
         left, right = jnp.split(x, 2)
         half = len(left)
         right = Pointwise(half, name="conv1", **options)(right)
-        right = nn.relu(BatchNorm(half, name="bn1")(right, train=train))
+        right = norm(half, nn.relu, name="bn1")(right, train=train)
         right = Depthwise(name="conv2", **options)(right)
-        right = BatchNorm(half, name="bn2")(right, train=train)
+        right = norm(half, name="bn2")(right, train=train)
         right = Pointwise(half, name="conv3", **options)(right)
-        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
+        right = norm(half, nn.relu, name="bn3")(right, train=train)
         return ops.channel_shuffle(jnp.concatenate([left, right]), 2)
 
 
@@ -122,19 +125,20 @@ class DownBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / 2, W / 2, B)."""
+        norm = functools.partial(BatchNorm, lowering=self.lowering)
         options: dict[str, Any] = {
             "kernel_init": fan_in_uniform,
             "lowering": self.lowering,
         }
         inputs, half = len(x), self.channels // 2
         left = Depthwise(stride=2, name="conv1", **options)(x)
-        left = BatchNorm(inputs, name="bn1")(left, train=train)
+        left = norm(inputs, name="bn1")(left, train=train)
         left = Pointwise(half, name="conv2", **options)(left)
-        left = nn.relu(BatchNorm(half, name="bn2")(left, train=train))
+        left = norm(half, nn.relu, name="bn2")(left, train=train)
         right = Pointwise(half, name="conv3", **options)(x)
-        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
+        right = norm(half, nn.relu, name="bn3")(right, train=train)
         right = Depthwise(stride=2, name="conv4", **options)(right)
-        right = BatchNorm(half, name="bn4")(right, train=train)
+        right = norm(half, name="bn4")(right, train=train)
         right = Pointwise(half, name="conv5", **options)(right)
-        right = nn.relu(BatchNorm(half, name="bn5")(right, train=train))
+        right = norm(half, nn.relu, name="bn5")(right, train=train)
         return ops.channel_shuffle(jnp.concatenate([left, right]), 2)

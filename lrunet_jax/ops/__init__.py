@@ -5,7 +5,13 @@ vector, and a channel is one contiguous slab.
 """
 
 from lrunet_jax.ops.avg_pool import avg_pool
-from lrunet_jax.ops.batch_norm import Moments, batch_norm, normalise
+from lrunet_jax.ops.batch_norm import (
+    Activation,
+    Moments,
+    batch_norm,
+    frozen_batch_norm,
+    identity,
+)
 from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
@@ -25,6 +31,7 @@ from lrunet_jax.ops.reuse import (
 
 __all__ = [
     "LOWERINGS",
+    "Activation",
     "Moments",
     "Weights",
     "avg_pool",
@@ -34,9 +41,10 @@ __all__ = [
     "conv",
     "depthwise",
     "enter_block",
+    "frozen_batch_norm",
+    "identity",
     "leave_block",
     "max_pool",
-    "normalise",
     "pointwise",
     "resolve",
     "reuse_eval",

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrunet_jax.ops.blocks import map_blocks
 from lrunet_jax.ops.conv import convolve
+from lrunet_jax.ops.fence import fenced
 from lrunet_jax.ops.lowering import resolve
 from lrunet_jax.ops.windows import pad, windows
 
@@ -49,7 +49,7 @@ def _dense(x, kernel, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, stride):
-    return shifted_sum(x, by_channel(kernel, x.shape[0]), stride=stride)
+    return shifted_sum(x, by_channel(kernel, x.shape[0]), stride)
 
 
 def _mapped_forward(x, kernel, stride):
@@ -60,7 +60,7 @@ def _mapped_backward(stride, residuals, grad):
     x, kernel = residuals
     grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
     kernels = by_channel(kernel, x.shape[0])
-    grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride=stride)
+    grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride)
     return grad_x, by_position(grad_kernels).astype(kernel.dtype)
 
 
@@ -86,18 +86,15 @@ def by_position(kernels: jax.Array) -> jax.Array:
     return jnp.moveaxis(kernels, (2, 3), (0, 1)).reshape(3, 3, 1, -1)
 
 
-def shifted_sum(x: jax.Array, kernels: jax.Array, *, stride: int = 1) -> jax.Array:
-    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3), in blocks."""
-
-    def of_block(x, kernels):
-        total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
-        return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
-
-    return map_blocks(of_block, x, kernels)
+@functools.partial(fenced, static_argnums=(2,))
+def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
+    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
+    total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
+    return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
 
 
 def shifted_sum_gradients(
-    x: jax.Array, kernels: jax.Array, grad: jax.Array, *, stride: int = 1
+    x: jax.Array, kernels: jax.Array, grad: jax.Array, stride: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients of `shifted_sum` to x and kernels.
 
@@ -107,11 +104,11 @@ def shifted_sum_gradients(
       grad: (C, M, H / stride, W / stride, B).
       stride: 1 or 2.
     """
-    # Not in blocks: the padding keeps what made `grad` out of the sums, and the end of
-    # a `lax.map`'s body, where its output is written, runs on one thread.
+    # Each in a call of its own, as nobody reads an average pooling's second.
     return _x_gradient(x, kernels, grad, stride), _kernel_gradient(x, grad, stride)
 
 
+@functools.partial(fenced, static_argnums=(3,))
 def _x_gradient(x, kernels, grad, stride):
     # Pixel p of x meets pixel q of grad at kernel row i where p = q * stride + i - 1:
     # grad spread out by the stride is convolved with the flipped kernels.
@@ -130,6 +127,7 @@ def _x_gradient(x, kernels, grad, stride):
     return functools.reduce(operator.add, sums).astype(x.dtype)
 
 
+@functools.partial(fenced, static_argnums=(2,))
 def _kernel_gradient(x, grad, stride):
     # All nine sums in one pass: separate reductions take seven times as long.
     dtype = jnp.promote_types(x.dtype, jnp.float32)

@@ -63,15 +63,21 @@ def _mapped_forward(x, kernel, groups):
 
 
 def _mapped_backward(groups, residuals, grad):
-    # The product over all pixels in two dimensions, group by group: with more, XLA
-    # transposes x first, and computes for that whatever x was made of once more. It
-    # was more than half of a ShuffleNet's training step. A batch that is split between
-    # CPU devices is gathered for it.
     x, kernel = residuals
-    flat = lambda a: a.reshape(groups, a.shape[0] // groups, -1)
-    products = [g @ i.T for g, i in zip(flat(grad), flat(x), strict=True)]
-    matrices = jnp.swapaxes(by_group(kernel, groups), 1, 2)
-    return _mix_groups(matrices, grad), by_input(jnp.stack(products))
+    transposed = jnp.swapaxes(by_group(kernel, groups), 1, 2)
+    return _mix_groups(transposed, grad), _kernel_gradient(x, grad, groups)
+
+
+def _kernel_gradient(x, grad, groups):
+    # The product over all pixels, which have one axis: with more, XLA transposes x
+    # first. A batch that is split between CPU devices is gathered for it. The larger
+    # factor comes first: 3 groups of 40 to 10 channels, 256 images of 16x16, take
+    # 4.4 ms so, 21 in the other order, and 7 group by group, as slices are copied.
+    x, grad = (a.reshape(groups, a.shape[0] // groups, -1) for a in (x, grad))
+    if x.size > grad.size:
+        by_input_first = jnp.einsum("gip,gop->gio", x, grad)
+        return jnp.swapaxes(by_input_first, 0, 1).reshape(1, 1, x.shape[1], -1)
+    return by_input(jnp.einsum("gop,gip->goi", grad, x))
 
 
 _mapped.defvjp(_mapped_forward, _mapped_backward)

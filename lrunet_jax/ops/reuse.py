@@ -163,9 +163,9 @@ def reuse_eval(
 def _composed_train(x, weights, lowering):
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
-    y, dw_moments = batch_norm(y, weights.dw_scale, weights.dw_bias)
+    y, dw_moments = batch_norm(y, weights.dw_scale, weights.dw_bias, lowering=lowering)
     y = pointwise(y, weights.pw, groups=GROUPS, lowering=lowering)
-    y, pw_moments = batch_norm(y, weights.pw_scale, weights.pw_bias)
+    y, pw_moments = batch_norm(y, weights.pw_scale, weights.pw_bias, lowering=lowering)
     return jax.nn.relu(x + y), lax.stop_gradient((dw_moments, pw_moments))
 
 
@@ -176,9 +176,9 @@ def _ordered_train(x, weights, order):
     pw_scale, pw_bias = (_permuted(w, places) for w in weights[4:])
     matrices = by_group(weights.pw.astype(x.dtype), GROUPS)
     y = depthwise(x, dw, lowering="dense")
-    y, dw_moments = batch_norm(y, dw_scale, dw_bias)
+    y, dw_moments = batch_norm(y, dw_scale, dw_bias, lowering="dense")
     y = mix(_permuted_matrix(matrices, places, outputs), y)
-    y, pw_moments = batch_norm(y, pw_scale, pw_bias)
+    y, pw_moments = batch_norm(y, pw_scale, pw_bias, lowering="dense")
     back = lambda moments, rows: Moments(*(_permuted(m, rows.T) for m in moments))
     met = back(dw_moments, outputs), back(pw_moments, places)
     return jax.nn.relu(x + y), lax.stop_gradient(met)
