@@ -74,13 +74,13 @@ def _mapped_backward(stride, residuals, grad):
         patches = _patches(padded, index, rows, stride)
         # Two dimensions each: with three, XLA copies both transposed.
         flat = lambda a: a.reshape(len(a), -1)
-        return total + flat(of_band) @ flat(patches).T, None
+        return total + flat(patches) @ flat(of_band).T, None
 
-    zeros = jnp.zeros((len(grad), kernel[..., 0].size), dtype)
+    zeros = jnp.zeros((kernel[..., 0].size, len(grad)), dtype)
     total, _ = lax.scan(add_band, zeros, jnp.arange(bands))
     # Of images nobody asks it, and it isn't computed.
     (grad_x,) = jax.linear_transpose(lambda x: convolve(x, kernel, stride), x)(grad)
-    return grad_x, total.T.reshape(kernel.shape).astype(kernel.dtype)
+    return grad_x, total.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _mapped.defvjp(_mapped_forward, _mapped_backward)

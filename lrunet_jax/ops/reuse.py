@@ -303,11 +303,11 @@ def _mapped_backward(residuals, gradients):
         grad_z = grad_out - per_channel(mean_grad) - z * per_channel(mean_grad_z)
         grad_z = (grad_z * per_channel(w.pw_scale * pw_rsqrt)).astype(x.dtype)
         # Pointwise and first norm.
-        # The sum of grad_z is 0, so y need not be centred. Two dimensions each: with
-        # four, XLA copies y transposed.
-        grad_folded = grad_z.reshape(len(grad_z), -1) @ y.reshape(len(y), -1).T
-        grad_pw = grad_folded * (w.dw_scale * dw_rsqrt)
-        grad_dw_scale = jnp.sum(grad_folded * w.pw, axis=0) * dw_rsqrt
+        # The sum of grad_z is 0, so y need not be centred. Two dimensions each, as with
+        # four XLA copies y transposed, and the larger factor first, as in `pointwise`.
+        grad_folded = y.reshape(len(y), -1) @ grad_z.reshape(len(grad_z), -1).T
+        grad_pw = (grad_folded * (w.dw_scale * dw_rsqrt)[:, None]).T
+        grad_dw_scale = jnp.sum(grad_folded * w.pw.T, axis=1) * dw_rsqrt
         along_y = w.dw_scale * jnp.square(dw_rsqrt) * grad_dw_scale / x[0].size
         grad_y = mix(folded.T.astype(x.dtype), grad_z) - per_channel(along_y) * (
             y - per_channel(dw_moments.mean)
