@@ -162,13 +162,9 @@ class BatchNorm(nn.Module):
     The running variance takes the unbiased variance of the batch, the normalisation
     the biased one: Flax's own layer takes the biased one for both. Means and
     variances are float32 whatever the input's dtype (float64 for float64).
-
-    The activation that follows, and a residual block's addition, are part of the
-    layer: they are one pass over the data.
     """
 
     channels: int
-    activation: ops.Activation = ops.identity
     momentum: float = 0.9  # Flax's sense: how much of the running value is kept
     lowering: str = "auto"
 
@@ -180,27 +176,13 @@ class BatchNorm(nn.Module):
         self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
-    def __call__(
-        self, x: jax.Array, shortcut: jax.Array | None = None, *, train: bool
-    ) -> jax.Array:
-        """Normalises x (channels, H, W, B) by the batch, or by what runs.
-
-        Args:
-          x: (channels, H, W, B).
-          shortcut: of the same shape; added before the activation.
-          train: normalise by the batch. Needs `mutable=["batch_stats"]`.
-        """
-        options: dict[str, Any] = {
-            "activation": self.activation,
-            "lowering": self.lowering,
-        }
-        weights = (self.scale, self.bias)
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Normalises x (channels, H, W, B) by the batch, or by what runs."""
         if not train:
-            met = self.running()
-            return ops.frozen_batch_norm(x, *weights, met, shortcut, **options)
-        out, moments = ops.batch_norm(x, *weights, shortcut, **options)
+            return ops.normalise(x, self.scale, self.bias, self.running())
+        x, moments = ops.batch_norm(x, self.scale, self.bias, lowering=self.lowering)
         self.update(moments, x[0].size)
-        return out
+        return x
 
     def running(self) -> ops.Moments:
         """The running mean and variance."""

@@ -80,7 +80,7 @@ class LruNet(nn.Module):
         width = round(STEM_CHANNELS * self.width_mult)
         x = channels_first(self, images)
         x = Conv(STEM_CHANNELS, stride=2, lowering=self.lowering, name="features_0")(x)
-        x = norm(STEM_CHANNELS, nn.relu, name="features_1")(x, train=train)
+        x = nn.relu(norm(STEM_CHANNELS, name="features_1")(x, train=train))
         x = x[jnp.arange(width) % STEM_CHANNELS] if width != STEM_CHANNELS else x
         x = self._pool(self._block(x, train, name="stage1"))
         x = self._pool(self._block(widen(x), train, name="stage2"))
@@ -89,7 +89,7 @@ class LruNet(nn.Module):
         x = Pointwise(
             4 * width, groups=GROUPS, lowering=self.lowering, name="classifier_0"
         )(x)
-        x = norm(4 * width, nn.relu, name="classifier_1")(x, train=train)
+        x = nn.relu(norm(4 * width, name="classifier_1")(x, train=train))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_3")(x)
         x = Pointwise(
             self.num_classes, use_bias=True, lowering=self.lowering, name="classifier_4"

@@ -68,7 +68,7 @@ class MobileNet(nn.Module):
             "lowering": self.lowering,
         }
         x = Conv(width, name="features_0_0", **options)(x)
-        x = norm(width, nn.relu, name="features_0_1")(x, train=train)
+        x = nn.relu(norm(width, name="features_0_1")(x, train=train))
         number = 0
         for channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -101,6 +101,6 @@ class DepthwiseSeparable(nn.Module):
         }
         inputs = x.shape[0]
         x = Depthwise(self.stride, name="conv1", **options)(x)
-        x = norm(inputs, nn.relu, name="bn1")(x, train=train)
+        x = nn.relu(norm(inputs, name="bn1")(x, train=train))
         x = Pointwise(self.channels, name="conv2", **options)(x)
-        return norm(self.channels, nn.relu, name="bn2")(x, train=train)
+        return nn.relu(norm(self.channels, name="bn2")(x, train=train))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lrunet_jax import ops
 from lrunet_jax.errors import require
 from lrunet_jax.models.layers import (
     BatchNorm,
@@ -72,7 +73,7 @@ class MobileNetV2(nn.Module):
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
         x = Conv(width, lowering=self.lowering, name="features_0_0")(x)
-        x = norm(width, nn.relu6, name="features_0_1")(x, train=train)
+        x = nn.relu6(norm(width, name="features_0_1")(x, train=train))
         number = 0
         for expansion, channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -86,7 +87,7 @@ class MobileNetV2(nn.Module):
                 )(x, train=train)
         width = int(1280 * max(1.0, self.width_mult))
         x = Pointwise(width, lowering=self.lowering, name="features_18_0")(x)
-        x = norm(width, nn.relu6, name="features_18_1")(x, train=train)
+        x = nn.relu6(norm(width, name="features_18_1")(x, train=train))
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
         return Linear(
@@ -116,12 +117,13 @@ class InvertedResidual(nn.Module):
         hidden = inputs * self.expansion
         if self.expansion > 1:
             y = Pointwise(hidden, lowering=self.lowering, name="conv_0")(y)
-            y = norm(hidden, nn.relu6, name="conv_1")(y, train=train)
+            y = nn.relu6(norm(hidden, name="conv_1")(y, train=train))
             number = 3
         y = Depthwise(self.stride, lowering=self.lowering, name=f"conv_{number}")(y)
-        y = norm(hidden, nn.relu6, name=f"conv_{number + 1}")(y, train=train)
+        y = nn.relu6(norm(hidden, name=f"conv_{number + 1}")(y, train=train))
         y = Pointwise(self.channels, lowering=self.lowering, name=f"conv_{number + 3}")(
             y
         )
-        shortcut = x if self.stride == 1 and inputs == self.channels else None
-        return norm(self.channels, name=f"conv_{number + 4}")(y, shortcut, train=train)
+        y = norm(self.channels, name=f"conv_{number + 4}")(y, train=train)
+        y = x + y if self.stride == 1 and inputs == self.channels else y
+        return ops.materialise(y, lowering=self.lowering)

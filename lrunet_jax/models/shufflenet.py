@@ -99,7 +99,7 @@ class ShuffleNet(nn.Module):
             "lowering": self.lowering,
         }
         x = Conv(width, name="conv1", **options)(x)
-        x = norm(width, nn.relu, name="bn1")(x, train=train)
+        x = nn.relu(norm(width, name="bn1")(x, train=train))
         stages = zip(self.stage_channels(), BLOCKS, strict=True)
         for stage, (channels, blocks) in enumerate(stages, start=1):
             for block in range(blocks):
@@ -137,14 +137,15 @@ class Bottleneck(nn.Module):
         }
         grouped: dict[str, Any] = {"groups": self.groups, **options}
         y = Pointwise(mid, name="conv1", **grouped)(x)
-        y = norm(mid, nn.relu, name="bn1")(y, train=train)
+        y = nn.relu(norm(mid, name="bn1")(y, train=train))
         y = ops.channel_shuffle(y, self.groups)
         y = Depthwise(self.stride, name="conv2", **options)(y)
         # The paper has no ReLU here; the original has.
-        y = norm(mid, nn.relu, name="bn2")(y, train=train)
+        y = nn.relu(norm(mid, name="bn2")(y, train=train))
         y = Pointwise(out, name="conv3", **grouped)(y)
-        if self.stride == 1:
-            return norm(out, nn.relu, name="bn3")(y, x, train=train)
         y = norm(out, name="bn3")(y, train=train)
+        if self.stride == 1:
+            return ops.materialise(nn.relu(x + y), lowering=self.lowering)
         shortcut = ops.avg_pool(x, lowering=self.lowering)
-        return nn.relu(jnp.concatenate([y, shortcut]))
+        y = nn.relu(jnp.concatenate([y, shortcut]))
+        return ops.materialise(y, lowering=self.lowering)

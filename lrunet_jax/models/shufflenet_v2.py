@@ -75,7 +75,7 @@ class ShuffleNetV2(nn.Module):
             "lowering": self.lowering,
         }
         x = Conv(STEM_CHANNELS, name="conv1", **options)(x)
-        x = norm(STEM_CHANNELS, nn.relu, name="bn1")(x, train=train)
+        x = nn.relu(norm(STEM_CHANNELS, name="bn1")(x, train=train))
         *stages, last = CHANNELS[self.width_mult]
         for stage, (channels, blocks) in enumerate(
             zip(stages, BLOCKS, strict=True), start=1
@@ -88,7 +88,7 @@ class ShuffleNetV2(nn.Module):
                     x, train=train
                 )
         x = Pointwise(last, name="conv2", **options)(x)
-        x = norm(last, nn.relu, name="bn2")(x, train=train)
+        x = nn.relu(norm(last, name="bn2")(x, train=train))
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -108,12 +108,13 @@ class BasicBlock(nn.Module):
         left, right = jnp.split(x, 2)
         half = len(left)
         right = Pointwise(half, name="conv1", **options)(right)
-        right = norm(half, nn.relu, name="bn1")(right, train=train)
+        right = nn.relu(norm(half, name="bn1")(right, train=train))
         right = Depthwise(name="conv2", **options)(right)
         right = norm(half, name="bn2")(right, train=train)
         right = Pointwise(half, name="conv3", **options)(right)
-        right = norm(half, nn.relu, name="bn3")(right, train=train)
-        return ops.channel_shuffle(jnp.concatenate([left, right]), 2)
+        right = nn.relu(norm(half, name="bn3")(right, train=train))
+        x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
+        return ops.materialise(x, lowering=self.lowering)
 
 
 class DownBlock(nn.Module):
@@ -134,11 +135,12 @@ class DownBlock(nn.Module):
         left = Depthwise(stride=2, name="conv1", **options)(x)
         left = norm(inputs, name="bn1")(left, train=train)
         left = Pointwise(half, name="conv2", **options)(left)
-        left = norm(half, nn.relu, name="bn2")(left, train=train)
+        left = nn.relu(norm(half, name="bn2")(left, train=train))
         right = Pointwise(half, name="conv3", **options)(x)
-        right = norm(half, nn.relu, name="bn3")(right, train=train)
+        right = nn.relu(norm(half, name="bn3")(right, train=train))
         right = Depthwise(stride=2, name="conv4", **options)(right)
         right = norm(half, name="bn4")(right, train=train)
         right = Pointwise(half, name="conv5", **options)(right)
-        right = norm(half, nn.relu, name="bn5")(right, train=train)
-        return ops.channel_shuffle(jnp.concatenate([left, right]), 2)
+        right = nn.relu(norm(half, name="bn5")(right, train=train))
+        x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
+        return ops.materialise(x, lowering=self.lowering)

@@ -5,17 +5,12 @@ vector, and a channel is one contiguous slab.
 """
 
 from lrunet_jax.ops.avg_pool import avg_pool
-from lrunet_jax.ops.batch_norm import (
-    Activation,
-    Moments,
-    batch_norm,
-    frozen_batch_norm,
-    identity,
-)
+from lrunet_jax.ops.batch_norm import Moments, batch_norm, normalise
 from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.lowering import LOWERINGS, resolve
+from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
 from lrunet_jax.ops.reuse import (
@@ -31,7 +26,6 @@ from lrunet_jax.ops.reuse import (
 
 __all__ = [
     "LOWERINGS",
-    "Activation",
     "Moments",
     "Weights",
     "avg_pool",
@@ -41,10 +35,10 @@ __all__ = [
     "conv",
     "depthwise",
     "enter_block",
-    "frozen_batch_norm",
-    "identity",
     "leave_block",
+    "materialise",
     "max_pool",
+    "normalise",
     "pointwise",
     "resolve",
     "reuse_eval",

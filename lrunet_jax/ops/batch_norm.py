@@ -1,19 +1,15 @@
 """Batch normalisation of (C, H, W, B) arrays, as PyTorch computes it."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrunet_jax.ops.fence import fenced
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.materialise import materialise
 
 EPSILON = 1e-5  # as the original
-
-Activation = Callable[[jax.Array], jax.Array]
 
 
 class Moments(NamedTuple):
@@ -23,109 +19,30 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
-def identity(x: jax.Array) -> jax.Array:
-    """No activation."""
-    return x
-
-
 def batch_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    shortcut: jax.Array | None = None,
-    *,
-    activation: Activation = identity,
-    lowering: str = "auto",
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, lowering: str = "auto"
 ) -> tuple[jax.Array, Moments]:
-    """Normalises x by its own moments, scales, shifts, adds a shortcut, activates.
+    """Normalises x (C, H, W, B) by its own moments, then scales and shifts it.
 
-    Args:
-      x: (C, H, W, B).
-      scale: (C,).
-      bias: (C,).
-      shortcut: (C, H, W, B), if there is one.
-      activation: which, and whose derivative, are the same of its output as of its
-        input: `identity`, `nn.relu`, `nn.relu6`.
-      lowering: `auto` or one of `LOWERINGS`.
-
-    Returns:
-      (C, H, W, B) in x's dtype, and the moments, which carry no gradient.
+    The moments carry no gradient.
     """
-    if resolve(lowering) == "mapped":
-        return _mapped(x, scale, bias, shortcut, activation)
-    out, moments = _batch_norm(x, scale, bias)
-    return _activate(out, shortcut, activation), moments
+    return _batch_norm(materialise(x, lowering=lowering), scale, bias, lowering)
 
 
-def frozen_batch_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    moments: Moments,
-    shortcut: jax.Array | None = None,
-    *,
-    activation: Activation = identity,
-    lowering: str = "auto",
-) -> jax.Array:
-    """`batch_norm` by given moments."""
-    apply = _fenced_apply if resolve(lowering) == "mapped" else _apply
-    return apply(x, scale, bias, moments, shortcut, activation)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _batch_norm(x, scale, bias, lowering):
+    return _forward(x, scale, bias, lowering)[0]
 
 
-def _apply(x, scale, bias, moments, shortcut, activation):
-    return _activate(normalise(x, scale, bias, moments), shortcut, activation)
-
-
-_fenced_apply = fenced(_apply, static_argnums=(5,))
-
-
-def _activate(x, shortcut, activation):
-    return activation(x if shortcut is None else x + shortcut)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _mapped(x, scale, bias, shortcut, activation):
-    return _mapped_forward(x, scale, bias, shortcut, activation)[0]
-
-
-def _mapped_forward(x, scale, bias, shortcut, activation):
-    moments = batch_moments(x)
-    out = _fenced_apply(x, scale, bias, moments, shortcut, activation)
-    return (out, moments), (x, scale, bias, moments, shortcut, out)
-
-
-def _mapped_backward(activation, residuals, gradients):
-    *residuals, shortcut, out = residuals
-    return _fenced_gradients(
-        *residuals, out, gradients[0], shortcut is not None, activation
-    )
-
-
-def _gradients(x, scale, bias, moments, out, grad, has_shortcut, activation):
-    (grad,) = jax.vjp(activation, out)[1](grad)
-    grads = _batch_norm_backward((x, scale, bias, moments), (grad,))
-    return *grads, grad if has_shortcut else None
-
-
-_fenced_gradients = fenced(_gradients, static_argnums=(6, 7))
-
-_mapped.defvjp(_mapped_forward, _mapped_backward)
-
-
-@jax.custom_vjp
-def _batch_norm(x, scale, bias):
-    return _batch_norm_forward(x, scale, bias)[0]
-
-
-def _batch_norm_forward(x, scale, bias):
+def _forward(x, scale, bias, lowering):
     moments = batch_moments(x)
     return (normalise(x, scale, bias, moments), moments), (x, scale, bias, moments)
 
 
-def _batch_norm_backward(residuals, gradients):
+def _backward(lowering, residuals, gradients):
     # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
     x, scale, bias, moments = residuals
-    grad = gradients[0].astype(moments.mean.dtype)
+    grad = materialise(gradients[0].astype(moments.mean.dtype), lowering=lowering)
     normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
     mean_grad = jnp.mean(grad, axis=(1, 2, 3))
     mean_grad_normal = jnp.mean(grad * normal, axis=(1, 2, 3))
@@ -135,7 +52,7 @@ def _batch_norm_backward(residuals, gradients):
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
 
 
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_batch_norm.defvjp(_forward, _backward)
 
 
 def batch_moments(x: jax.Array) -> Moments:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops.conv import convolve
-from lrunet_jax.ops.fence import fenced
 from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.materialise import in_memory
 from lrunet_jax.ops.windows import pad, windows
 
 _DENSE_BLOCK = 128  # channels; the width of a TPU's matrix unit
@@ -86,10 +86,9 @@ def by_position(kernels: jax.Array) -> jax.Array:
     return jnp.moveaxis(kernels, (2, 3), (0, 1)).reshape(3, 3, 1, -1)
 
 
-@functools.partial(fenced, static_argnums=(2,))
 def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
     """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
-    total = _weighted_sum(windows(pad(x[:, None]), stride), kernels)
+    total = _weighted_sum(windows(in_memory(pad(x[:, None])), stride), kernels)
     return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
 
 
@@ -104,11 +103,9 @@ def shifted_sum_gradients(
       grad: (C, M, H / stride, W / stride, B).
       stride: 1 or 2.
     """
-    # Each in a call of its own, as nobody reads an average pooling's second.
     return _x_gradient(x, kernels, grad, stride), _kernel_gradient(x, grad, stride)
 
 
-@functools.partial(fenced, static_argnums=(3,))
 def _x_gradient(x, kernels, grad, stride):
     # Pixel p of x meets pixel q of grad at kernel row i where p = q * stride + i - 1:
     # grad spread out by the stride is convolved with the flipped kernels.
@@ -118,7 +115,7 @@ def _x_gradient(x, kernels, grad, stride):
     ]
     none = (0, 0, 0)
     zero = jnp.zeros((), grad.dtype)
-    spread = lax.pad(grad, zero, [none, none, *low_high_interior, none])
+    spread = in_memory(lax.pad(grad, zero, [none, none, *low_high_interior, none]))
     # Each plane is sliced out first: an integer among slices is a gather, and made
     # this sum four times slower.
     planes = [spread[:, m] for m in range(kernels.shape[1])]
@@ -127,12 +124,12 @@ def _x_gradient(x, kernels, grad, stride):
     return functools.reduce(operator.add, sums).astype(x.dtype)
 
 
-@functools.partial(fenced, static_argnums=(2,))
 def _kernel_gradient(x, grad, stride):
     # All nine sums in one pass: separate reductions take seven times as long.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     grad = grad.astype(dtype)
-    views = windows(pad(x.astype(dtype)[:, None]), stride)
+    views = windows(in_memory(pad(x.astype(dtype)[:, None])), stride)
+    grad = in_memory(grad)
     zeros = (jnp.zeros((), dtype),) * 9
     sums = lax.reduce(tuple(view * grad for view in views), zeros, _add, (2, 3, 4))
     return jnp.stack(sums, -1).reshape(*grad.shape[:2], 3, 3)

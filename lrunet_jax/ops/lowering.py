@@ -3,9 +3,9 @@
 A lowering is a way to write an operator so that a backend's compiler makes fast
 code of it. All lowerings of an operator have the same arguments and results:
 
-* `mapped`: shifted sums and small matrix products, in blocks that stay in cache. For
-  CPU, where the weight gradient of XLA's own depthwise convolution takes 1.4 s for 8
-  images.
+* `mapped`: shifted sums and small matrix products, whose operands are in memory, not
+  computed on the way. For CPU, where the weight gradient of XLA's own depthwise
+  convolution takes 1.4 s for 8 images.
 * `xla`: `lax.conv_general_dilated` with `feature_group_count`, `lax.reduce_window`.
 * `dense`: grouped kernels as dense ones that are zero off the diagonal, in blocks of
   128 channels, the width of a TPU's matrix unit, and one-hot products for what would

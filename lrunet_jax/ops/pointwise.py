@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lrunet_jax.ops.conv import convolve
 from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.materialise import in_memory
 
 
 def pointwise(
@@ -55,15 +56,17 @@ def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, groups):
-    return _mix_groups(by_group(kernel, groups), x)
+    return _mix_groups(by_group(kernel, groups), in_memory(x))
 
 
 def _mapped_forward(x, kernel, groups):
+    x = in_memory(x)
     return _mapped(x, kernel, groups), (x, kernel)
 
 
 def _mapped_backward(groups, residuals, grad):
     x, kernel = residuals
+    grad = in_memory(grad)
     transposed = jnp.swapaxes(by_group(kernel, groups), 1, 2)
     return _mix_groups(transposed, grad), _kernel_gradient(x, grad, groups)
 

@@ -33,6 +33,7 @@ from lrunet_jax.ops.depthwise import (
     shifted_sum_gradients,
 )
 from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.materialise import in_memory
 from lrunet_jax.ops.pointwise import by_group, by_input, dense_matrix, mix, pointwise
 
 GROUPS = 8  # of the pointwise convolution
@@ -250,7 +251,7 @@ def _mapped_eval(x, dw, matrices, bias):
     def group(args):
         index, kernels, matrix, bias = args
         x_group = _shuffled_group(x, index)
-        y = mix(matrix.astype(x.dtype), shifted_sum(x_group, kernels))
+        y = mix(matrix.astype(x.dtype), in_memory(shifted_sum(x_group, kernels)))
         return jax.nn.relu(x_group + y + per_channel(bias)).astype(x.dtype)
 
     kernels = split(by_channel(dw, x.shape[0]), GROUPS)
@@ -267,7 +268,7 @@ def _mapped_forward(x, weights):
     def group(args):
         index, w = args
         x_group = _shuffled_group(x, index)
-        y = shifted_sum(x_group, w.dw)
+        y = in_memory(shifted_sum(x_group, w.dw))
         dw_moments = batch_moments(y)
         folded = w.pw * (w.dw_scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
@@ -291,7 +292,7 @@ def _mapped_backward(residuals, gradients):
         x_group = _shuffled_group(x, index)
         mean = lambda a: jnp.mean(a, axis=(1, 2, 3))
         # Forward once more.
-        y = shifted_sum(x_group, w.dw)
+        y = in_memory(shifted_sum(x_group, w.dw))
         dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
         folded = w.pw * (w.dw_scale * dw_rsqrt)
         z = mix(folded.astype(x.dtype), y)

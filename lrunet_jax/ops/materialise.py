@@ -1,0 +1,46 @@
+"""Where XLA for CPU must have an array in memory."""
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from lrunet_jax.ops.lowering import resolve
+
+
+def materialise(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
+    """X itself, and its gradient, with what made them computed once.
+
+    XLA for CPU computes an elementwise expression anew in each of its readers: the
+    output of a residual block was summed in each, and with it those of all blocks
+    before; the nine shifts of a convolution were read from an input computed nine
+    times; and a product's reader flattens the pixels, so that what made them divided
+    in its inner loop to find its place. It ignores `lax.optimization_barrier`; a
+    call that is not inlined costs nothing and stops it.
+
+    Args:
+      x: of any shape.
+      lowering: `auto` or one of `LOWERINGS`; only `mapped` does anything.
+    """
+    return in_memory(x) if resolve(lowering) == "mapped" else x
+
+
+@jax.custom_vjp
+def in_memory(x: jax.Array) -> jax.Array:
+    """`materialise`, within the `mapped` lowering."""
+    with set_xla_metadata(inlineable="false"):
+        return _identity(x)
+
+
+@jax.jit
+def _identity(x):
+    return x
+
+
+def _forward(x):
+    return in_memory(x), None
+
+
+def _backward(_, grad):
+    return (in_memory(grad),)
+
+
+in_memory.defvjp(_forward, _backward)
