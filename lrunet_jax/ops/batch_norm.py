@@ -42,7 +42,8 @@ def _forward(x, scale, bias, lowering):
 def _backward(lowering, residuals, gradients):
     # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
     x, scale, bias, moments = residuals
-    grad = materialise(gradients[0].astype(moments.mean.dtype), lowering=lowering)
+    grad = gradients[0].astype(moments.mean.dtype)
+    x, grad = materialise((x, grad), lowering=lowering)
     normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
     mean_grad = jnp.mean(grad, axis=(1, 2, 3))
     mean_grad_normal = jnp.mean(grad * normal, axis=(1, 2, 3))
