@@ -121,20 +121,25 @@ def create_train_state(
       targets: what a batch is trained on; by default its labels as they are.
       ema_decay: of the moving averages; 0 for none.
     """
-    variables = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))
-    state = TrainState.create(
-        apply_fn=model.apply,
-        tx=tx,
-        input_stats={},
-        ema={},
-        epoch=jnp.zeros((), jnp.int32),
-        metrics=Metrics.zero(),
-        targets=targets or make_targets(model.num_classes),
-        ema_decay=ema_decay,
-        **variables,
-    )
-    # Flax begins with an int.
-    return state.replace(step=jnp.zeros((), jnp.int32)).begin_with(variables)
+
+    @jax.jit  # by itself, each shape of the optimiser's zeros is compiled every time
+    def create(key):
+        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        state = TrainState.create(
+            apply_fn=model.apply,
+            tx=tx,
+            input_stats={},
+            ema={},
+            epoch=jnp.zeros((), jnp.int32),
+            metrics=Metrics.zero(),
+            targets=targets or make_targets(model.num_classes),
+            ema_decay=ema_decay,
+            **variables,
+        )
+        # Flax begins with an int.
+        return state.replace(step=jnp.zeros((), jnp.int32)).begin_with(variables)
+
+    return create(key)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

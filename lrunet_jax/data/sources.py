@@ -101,7 +101,9 @@ def _read_tfds(name: str, split: str, data_dir: str) -> Split:
             f"{sorted(builder.info.splits)}; it must be prepared with both splits"
         )
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        examples = list(builder.as_data_source(split=split))
+        source = builder.as_data_source(split=split)
+        # In one call: one by one, 60,000 records take 14 s and not 5.
+        examples = source.__getitems__(range(len(source)))
         images = np.stack([example["image"] for example in examples])
         labels = np.array([example["label"] for example in examples])
     elif _has_tensorflow():

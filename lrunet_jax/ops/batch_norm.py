@@ -43,6 +43,7 @@ def _backward(lowering, residuals, gradients):
     # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
     x, scale, bias, moments = residuals
     grad = gradients[0].astype(moments.mean.dtype)
+    # Together, or `normal` is computed at the end of the forward pass and kept.
     x, grad = materialise((x, grad), lowering=lowering)
     normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
     mean_grad = jnp.mean(grad, axis=(1, 2, 3))

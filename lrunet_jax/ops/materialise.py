@@ -1,12 +1,16 @@
 """Where XLA for CPU must have an array in memory."""
 
+from typing import TypeVar
+
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from lrunet_jax.ops.lowering import resolve
 
+T = TypeVar("T")
 
-def materialise(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
+
+def materialise(x: T, *, lowering: str = "auto") -> T:
     """X itself, and its gradient, with what made them computed once.
 
     XLA for CPU computes an elementwise expression anew in each of its readers: the
@@ -17,14 +21,15 @@ def materialise(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
     call that is not inlined costs nothing and stops it.
 
     Args:
-      x: of any shape.
+      x: an array of any shape, or a pytree of them. Nothing is computed from one of
+        them before all are there.
       lowering: `auto` or one of `LOWERINGS`; only `mapped` does anything.
     """
     return in_memory(x) if resolve(lowering) == "mapped" else x
 
 
 @jax.custom_vjp
-def in_memory(x: jax.Array) -> jax.Array:
+def in_memory(x: T) -> T:
     """`materialise`, within the `mapped` lowering."""
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
