@@ -1,6 +1,8 @@
 """Data sets, augmentation and the order of images."""
 
+import functools
 import json
+import os
 import shutil
 
 import jax
@@ -35,6 +37,34 @@ def test_real_test_sets_are_read_without_tensorflow(shared):
     split = data.load_split("cifar100", "test", str(shared / "tfds"))
     assert split.images.shape == (10_000, 32, 32, 3)
     np.testing.assert_array_equal(np.bincount(split.labels), [100] * 100)
+
+
+def test_a_split_is_decoded_once_as_long_as_its_files_are_the_same(
+    shared, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = "cifar10/3.0.2"
+    shutil.copytree(shared / "tfds" / name, tmp_path / name)
+    load = functools.partial(data.load_split, "cifar10", "test", str(tmp_path))
+    split = load()
+    (kept,) = (tmp_path / "cache" / "lrunet_jax" / "images").iterdir()
+    marked = split._replace(labels=split.labels[::-1])
+    np.savez(kept, **marked._asdict())
+    np.testing.assert_array_equal(load().labels, marked.labels)
+    np.testing.assert_array_equal(load().images, split.images)
+    kept.write_bytes(kept.read_bytes()[:1000])  # a broken file is made anew
+    np.testing.assert_array_equal(load().labels, split.labels)
+    np.savez(kept, **marked._asdict())
+    (record,) = (tmp_path / name).glob("*.array_record*")
+    os.utime(record, (0, 0))  # other files are decoded
+    np.testing.assert_array_equal(load().labels, split.labels)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(shared, tmp_path, monkeypatch):
+    (tmp_path / "cache").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    split = data.load_split("cifar10", "test", str(shared / "tfds"))
+    assert len(split.labels) == 10_000
 
 
 def test_the_directory_may_come_from_the_environment(shared, monkeypatch):
