@@ -10,22 +10,16 @@ as many threads.
 """
 
 import argparse
-import contextlib
 import json
-import multiprocessing
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from lrunet_jax import data
 from lrunet_jax.command import add_model_fields, print_table, require_torch, run
@@ -34,32 +28,19 @@ from lrunet_jax.epoch import SECONDS_PER_CALL, steps_per_call
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.ops import resolve
-from lrunet_jax.optim import create_optimizer
 from lrunet_jax.published import PUBLISHED
-from lrunet_jax.state import create_train_state
-from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
+from lrunet_jax.workload import (
+    MAX_COUNT,
+    Timed,
+    Workload,
+    our_workload,
+    random_split,
+    torch_workload,
+)
 
-CROP = 32  # pixels that a training step sees, of images of 28 too
 # A turn's. A device call makes as many steps as one of `train.py`, as on CPU each call
 # gets fresh memory; for inference they are many batches, as those of `evaluate`.
 TURN_SECONDS = {"step": SECONDS_PER_CALL, "inference": 1.0, "single": 0.25}
-MAX_COUNT = 100  # steps in a turn
-
-Timed = Callable[[int], Any]  # does its work so many times, returns when it is done
-
-
-class Workload(NamedTuple):
-    """What is timed.
-
-    Attributes:
-      step: training steps, in one device call.
-      inference: the logits of batches, in one device call.
-      single: the logits of one image, a call each.
-    """
-
-    step: Timed
-    inference: Timed
-    single: Timed
 
 
 def benchmark(
@@ -91,11 +72,11 @@ def benchmark(
       (`torch_step_seconds`), the ratio of the medians, PyTorch's over ours
       (`step_ratio`), and the quartiles of the rounds' ratios (`step_ratio_quartiles`).
     """
-    split = _random_split(model, batch_size, image_shape)
-    ours, variables, figures = _our_workload(model, split, dtype)
+    split = random_split(model, batch_size, image_shape)
+    ours, variables, figures = our_workload(model, split, dtype)
     workloads = [ours]
     if torch_arguments is not None:
-        workloads.append(_in_a_process(torch_arguments, variables, split))
+        workloads.append(torch_workload(torch_arguments, variables, split))
 
     for name in Workload._fields:
         functions = [getattr(workload, name) for workload in workloads]
@@ -133,131 +114,6 @@ def _seconds(function, count):
 
 def _quartiles(values):
     return np.quantile(values, (0.25, 0.75)).tolist()
-
-
-def _our_workload(model, split, dtype):
-    """The workload, the weights it begins with, and the figures of its program."""
-    mesh = make_mesh()
-    replicated, _ = data_shardings(mesh)
-    batch_size, *image_shape = split.images.shape
-    config = ml_collections.ConfigDict(
-        {"weight_decay": 5e-4, "decay_of": "all", "momentum": 0.9, "nesterov": False}
-    )
-    tx = create_optimizer(config, lambda step: 0.1)
-    state = create_train_state(model, tx, jax.random.key(0), tuple(image_shape))
-    state = jax.device_put(state, replicated)
-    variables = jax.tree.map(np.asarray, state.learned())
-    split = jax.device_put(split, replicated)
-    key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(
-        size=CROP, padding=4, rotation=10.0, flip=True, lowering=model.lowering
-    )
-    batches = jnp.tile(jnp.arange(batch_size, dtype=jnp.int32), (MAX_COUNT, 1))
-    batches = jax.device_put(batches, replicated)
-    lowered = make_train_call(augment, mesh, dtype).lower(
-        state, split, batches, 0, 1, key
-    )
-    began = time.perf_counter()
-    program = lowered.compile()
-    figures = {
-        "compile_seconds": time.perf_counter() - began,
-        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
-    }
-
-    def step(count):
-        nonlocal state
-        state = program(state, split, batches, 0, count, key)
-        jax.block_until_ready(state.step)
-
-    on_device = jax.device_put(variables, replicated)
-    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
-    two_batches = jnp.stack([images, images[::-1]])  # no trip repeats the one before
-    logits = jnp.zeros((batch_size, model.num_classes), dtype)
-
-    @jax.jit
-    def infer_batches(variables, batches, count):
-        apply = lambda i, _: model.apply(variables, batches[i % 2])
-        return lax.fori_loop(0, count, apply, logits)
-
-    infer = jax.jit(model.apply)
-    workload = Workload(
-        step,
-        lambda count: jax.block_until_ready(
-            infer_batches(on_device, two_batches, count)
-        ),
-        _often(lambda: jax.block_until_ready(infer(on_device, images[:1]))),
-    )
-    return workload, variables, figures
-
-
-def _in_a_process(*arguments):
-    """PyTorch's workload as its users have it, beside no other threads."""
-    spawning = multiprocessing.get_context("spawn")
-    ours, theirs = spawning.Pipe()
-    spawning.Process(target=_serve, args=(theirs, *arguments), daemon=True).start()
-    theirs.close()  # so that its end is noticed here
-
-    def ask(name):
-        def wait(count):
-            ours.send((name, count))
-            ours.recv()
-
-        return wait
-
-    return Workload(*map(ask, Workload._fields))
-
-
-def _serve(connection, *arguments):
-    workload = _torch_workload(*arguments)
-    with contextlib.suppress(EOFError):  # the other side is done
-        while True:
-            name, count = connection.recv()
-            getattr(workload, name)(count)
-            connection.send(None)
-
-
-def _torch_workload(arguments, variables, split):
-    import torch
-
-    from lrunet_jax.torch_models import from_variables
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    model = from_variables(arguments, split.images.shape[3], variables)
-    frozen = from_variables(arguments, split.images.shape[3], variables).eval()
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
-    )
-    images = torch.from_numpy(split.images).movedim(3, 1).float() / 255
-    images = images.contiguous(memory_format=torch.channels_last)
-    # The augmentation makes 32x32 of 28x28.
-    margin = (CROP - images.shape[3]) // 2
-    crops = torch.nn.functional.pad(images, [margin] * 4)
-    crops = crops.contiguous(memory_format=torch.channels_last)
-    labels = torch.from_numpy(split.labels).long()
-
-    def step():
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(crops), labels).backward()
-        optimizer.step()
-
-    infer = torch.inference_mode()(frozen)
-    return Workload(
-        _often(step), _often(lambda: infer(images)), _often(lambda: infer(images[:1]))
-    )
-
-
-def _often(function: Callable[[], Any]) -> Timed:
-    def times(count):
-        for _ in range(count):
-            function()
-
-    return times
-
-
-def _random_split(model, size, image_shape):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (size, *image_shape), np.uint8)
-    return data.Split(images, rng.integers(0, model.num_classes, size, np.int32))
 
 
 def main() -> None:

@@ -141,8 +141,8 @@ def _decoded_once(
     with contextlib.suppress(OSError):  # a cache that can't be written is none
         directory.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(f".{os.getpid()}")
-        with new.open("wb") as file:
-            np.savez(file, images=images, labels=labels)
+        with new.open("wb") as written:
+            np.savez(written, images=images, labels=labels)
         new.replace(path)
     return Split(images, labels)
 

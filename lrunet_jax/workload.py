@@ -1,0 +1,184 @@
+"""What is timed: a model's training step and its inference, here and in PyTorch."""
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from lrunet_jax import data
+from lrunet_jax.optim import create_optimizer
+from lrunet_jax.state import create_train_state
+from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
+
+CROP = 32  # pixels that a training step sees, of images of 28 too
+MAX_COUNT = 100  # steps in a turn
+
+Timed = Callable[[int], Any]  # does its work so many times, returns when it is done
+
+
+class Workload(NamedTuple):
+    """What is timed.
+
+    Attributes:
+      step: training steps, in one device call.
+      inference: the logits of batches, in one device call.
+      single: the logits of one image, a call each.
+    """
+
+    step: Timed
+    inference: Timed
+    single: Timed
+
+
+def our_workload(
+    model: nn.Module, split: data.Split, dtype: str
+) -> tuple[Workload, dict[str, Any], dict[str, float]]:
+    """The workload of `model`, with batches of all that `split` holds.
+
+    Returns:
+      The workload, the weights that it begins with, and the figures of the training
+      step's program: `compile_seconds` and `temp_bytes`.
+    """
+    mesh = make_mesh()
+    replicated, _ = data_shardings(mesh)
+    batch_size, *image_shape = split.images.shape
+    config = ml_collections.ConfigDict(
+        {"weight_decay": 5e-4, "decay_of": "all", "momentum": 0.9, "nesterov": False}
+    )
+    tx = create_optimizer(config, lambda step: 0.1)
+    state = create_train_state(model, tx, jax.random.key(0), tuple(image_shape))
+    state = jax.device_put(state, replicated)
+    variables = jax.tree.map(np.asarray, state.learned())
+    split = jax.device_put(split, replicated)
+    key = jax.device_put(jax.random.key(0), replicated)
+    augment = data.make_augment(
+        size=CROP, padding=4, rotation=10.0, flip=True, lowering=model.lowering
+    )
+    batches = jnp.tile(jnp.arange(batch_size, dtype=jnp.int32), (MAX_COUNT, 1))
+    batches = jax.device_put(batches, replicated)
+    lowered = make_train_call(augment, mesh, dtype).lower(
+        state, split, batches, 0, 1, key
+    )
+    began = time.perf_counter()
+    program = lowered.compile()
+    figures = {
+        "compile_seconds": time.perf_counter() - began,
+        "temp_bytes": program.memory_analysis().temp_size_in_bytes,
+    }
+
+    def step(count):
+        nonlocal state
+        state = program(state, split, batches, 0, count, key)
+        jax.block_until_ready(state.step)
+
+    on_device = jax.device_put(variables, replicated)
+    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
+    two_batches = jnp.stack([images, images[::-1]])  # no trip repeats the one before
+    logits = jnp.zeros((batch_size, model.num_classes), dtype)
+
+    @jax.jit
+    def infer_batches(variables, batches, count):
+        apply = lambda i, _: model.apply(variables, batches[i % 2])
+        return lax.fori_loop(0, count, apply, logits)
+
+    infer = jax.jit(model.apply)
+    workload = Workload(
+        step,
+        lambda count: jax.block_until_ready(
+            infer_batches(on_device, two_batches, count)
+        ),
+        _often(lambda: jax.block_until_ready(infer(on_device, images[:1]))),
+    )
+    return workload, variables, figures
+
+
+def random_split(
+    model: nn.Module, size: int, image_shape: tuple[int, int, int]
+) -> data.Split:
+    """So many random images (H, W, channels), with labels for `model`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (size, *image_shape), np.uint8)
+    return data.Split(images, rng.integers(0, model.num_classes, size, np.int32))
+
+
+def torch_workload(
+    arguments: dict[str, Any], variables: dict[str, Any], split: data.Split
+) -> Workload:
+    """PyTorch's workload, in a process beside no other threads, as its users have it.
+
+    Args:
+      arguments: of `create_torch_model`.
+      variables: the weights that it begins with.
+      split: the images of a batch, with their labels.
+    """
+    spawning = multiprocessing.get_context("spawn")
+    ours, theirs = spawning.Pipe()
+    spawning.Process(
+        target=_serve, args=(theirs, arguments, variables, split), daemon=True
+    ).start()
+    theirs.close()  # so that its end is noticed here
+
+    def ask(name):
+        def wait(count):
+            ours.send((name, count))
+            ours.recv()
+
+        return wait
+
+    return Workload(*map(ask, Workload._fields))
+
+
+def _serve(connection, arguments, variables, split):
+    workload = _torch_workload(arguments, variables, split)
+    with contextlib.suppress(EOFError):  # the other side is done
+        while True:
+            name, count = connection.recv()
+            getattr(workload, name)(count)
+            connection.send(None)
+
+
+def _torch_workload(arguments, variables, split):
+    import torch
+
+    from lrunet_jax.torch_models import from_variables
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = from_variables(arguments, split.images.shape[3], variables)
+    frozen = from_variables(arguments, split.images.shape[3], variables).eval()
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
+    )
+    images = torch.from_numpy(split.images).movedim(3, 1).float() / 255
+    images = images.contiguous(memory_format=torch.channels_last)
+    # The augmentation makes 32x32 of 28x28.
+    margin = (CROP - images.shape[3]) // 2
+    crops = torch.nn.functional.pad(images, [margin] * 4)
+    crops = crops.contiguous(memory_format=torch.channels_last)
+    labels = torch.from_numpy(split.labels).long()
+
+    def step():
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(crops), labels).backward()
+        optimizer.step()
+
+    infer = torch.inference_mode()(frozen)
+    return Workload(
+        _often(step), _often(lambda: infer(images)), _often(lambda: infer(images[:1]))
+    )
+
+
+def _often(function: Callable[[], Any]) -> Timed:
+    def times(count):
+        for _ in range(count):
+            function()
+
+    return times
