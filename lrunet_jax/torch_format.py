@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.whole_file import write_whole_file
 
 # More than files of weights need, and little enough for any content to be harmless.
 MAX_BYTES = 1 << 26  # of a file; the networks here have about a million weights
@@ -115,15 +116,8 @@ def write(path: str | os.PathLike, tree: Any) -> None:
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             archive.writestr(info, content)
     path = pathlib.Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "xb") as target:
-            try:
-                target.write(file.getvalue())
-                part.replace(path)
-            except OSError:
-                part.unlink()
-                raise
+        write_whole_file(path, file.getvalue())
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror}") from None
 

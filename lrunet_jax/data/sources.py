@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import pathlib
 import zipfile
@@ -14,6 +15,7 @@ import platformdirs
 from etils import epath
 
 from lrunet_jax.errors import InputError, require_known
+from lrunet_jax.whole_file import write_whole_file
 
 NUM_CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "fashion_mnist": 10}
 IMAGE_SHAPES = {  # (H, W, channels)
@@ -108,11 +110,9 @@ def _read_tfds(name: str, split: str, data_dir: str) -> Split:
         )
     files = builder.info.splits[split].filepaths
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        source = builder.as_data_source(split=split)
-        # In one call: one by one, 60,000 records take 14 s and not 5.
-        decode = lambda: source.__getitems__(range(len(source)))
+        decode = lambda: _decode_array_records(builder.as_data_source(split=split))
     elif _has_tensorflow():
-        decode = lambda: list(tfds.as_numpy(builder.as_dataset(split=split)))
+        decode = lambda: tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
     else:
         raise InputError(
             f"data_dir is {data_dir!r}, where {name} is in tfrecord form, which needs "
@@ -122,8 +122,17 @@ def _read_tfds(name: str, split: str, data_dir: str) -> Split:
     return _decoded_once(f"{name}-{split}", files, decode)
 
 
+def _decode_array_records(source: Any) -> dict[str, np.ndarray]:
+    # In one call: one by one, 60,000 records take 14 s and not 5.
+    examples = source.__getitems__(range(len(source)))
+    return {
+        name: np.stack([example[name] for example in examples])
+        for name in ("image", "label")
+    }
+
+
 def _decoded_once(
-    name: str, files: list[str], decode: Callable[[], list[dict[str, Any]]]
+    name: str, files: list[str], decode: Callable[[], dict[str, np.ndarray]]
 ) -> Split:
     """The split that is in `files`: decoding takes as long as all else of a start."""
     stats = [epath.Path(file).stat() for file in files]
@@ -136,15 +145,13 @@ def _decoded_once(
         kept = np.load(file)
         return Split(kept["images"], kept["labels"])
     examples = decode()
-    images = np.stack([example["image"] for example in examples])
-    labels = np.array([example["label"] for example in examples], np.int32)
+    split = Split(examples["image"], examples["label"].astype(np.int32))
+    content = io.BytesIO()
+    np.savez(content, images=split.images, labels=split.labels)
     with contextlib.suppress(OSError):  # a cache that can't be written is none
         directory.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(f".{os.getpid()}")
-        with new.open("wb") as written:
-            np.savez(written, images=images, labels=labels)
-        new.replace(path)
-    return Split(images, labels)
+        write_whole_file(path, content.getvalue())
+    return split
 
 
 def _prepare(tfds: Any, name: str, data_dir: str) -> Any:
