@@ -133,7 +133,7 @@ class ReuseBlock(nn.Module):
             in_axes=(0, nn.broadcast),
             length=self.layer_reuse,
             unroll=min(self.unroll, self.layer_reuse),
-            check_constancy_invariants=False,  # they'd trace each block twice
+            check_constancy_invariants=False,  # the check traces a block once more
         )(train, self.lowering, name="iterations")
         orders = ops.channel_orders(channels, self.layer_reuse, lowering=self.lowering)
         x = ops.enter_block(x, lowering=self.lowering)

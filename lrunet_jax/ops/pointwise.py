@@ -56,12 +56,12 @@ def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, groups):
-    return _mix_groups(by_group(kernel, groups), in_memory(x))
+    return _mapped_forward(x, kernel, groups)[0]
 
 
 def _mapped_forward(x, kernel, groups):
     x = in_memory(x)
-    return _mapped(x, kernel, groups), (x, kernel)
+    return _mix_groups(by_group(kernel, groups), x), (x, kernel)
 
 
 def _mapped_backward(groups, residuals, grad):
