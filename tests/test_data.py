@@ -29,7 +29,15 @@ def test_digits_are_whole_and_the_same_every_time():
     assert train.images.max() == 255
 
 
-def test_real_test_sets_are_read_without_tensorflow(shared):
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """The user's cache: nothing in it was decoded by other code than this."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    return path
+
+
+def test_real_test_sets_are_read_without_tensorflow(shared, empty_cache):
     split = data.load_split("fashion_mnist", "test", str(shared / "tfds"))
     assert split.images.shape == (10_000, 28, 28, 1)
     assert split.images.dtype == np.uint8
@@ -40,14 +48,13 @@ def test_real_test_sets_are_read_without_tensorflow(shared):
 
 
 def test_a_split_is_decoded_once_as_long_as_its_files_are_the_same(
-    shared, tmp_path, monkeypatch
+    shared, tmp_path, empty_cache
 ):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = "cifar10/3.0.2"
     shutil.copytree(shared / "tfds" / name, tmp_path / name)
     load = functools.partial(data.load_split, "cifar10", "test", str(tmp_path))
     split = load()
-    (kept,) = (tmp_path / "cache" / "lrunet_jax" / "images").iterdir()
+    (kept,) = (empty_cache / "lrunet_jax" / "images").iterdir()
     marked = split._replace(labels=split.labels[::-1])
     np.savez(kept, **marked._asdict())
     np.testing.assert_array_equal(load().labels, marked.labels)
@@ -60,9 +67,8 @@ def test_a_split_is_decoded_once_as_long_as_its_files_are_the_same(
     np.testing.assert_array_equal(load().labels, split.labels)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(shared, tmp_path, monkeypatch):
-    (tmp_path / "cache").write_text("no directory")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_a_cache_that_cannot_be_written_is_done_without(shared, empty_cache):
+    empty_cache.write_text("no directory")
     split = data.load_split("cifar10", "test", str(shared / "tfds"))
     assert len(split.labels) == 10_000
 
