@@ -13,7 +13,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from lrunet_jax.command import parse_flags, run
+from lrunet_jax.cli import parse_flags, run
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -37,7 +37,7 @@ def main() -> None:
     parse_flags(sys.argv, default_config=str(configs / "digits.py"))
     if not COMPILATION_CACHE.value:
         jax.config.update("jax_enable_compilation_cache", False)
-    from lrunet_jax.training import train_and_evaluate  # once the flags are good
+    from lrunet_jax import train_and_evaluate  # once the flags are good
 
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"

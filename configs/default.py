@@ -51,10 +51,6 @@ def paper() -> ml_collections.ConfigDict:
     config.model.layer_reuse = 8  # iterations N of each block
     config.model.width_mult = 1.0  # scales the blocks' channels; multiple of 0.125
     config.model.drop = 0.5  # dropout rate before the last layer
-    config.model.unroll = 1  # iterations in one trip of a block's loop
-    # How operators are written for the compiler: auto (by platform), mapped, xla or
-    # dense. The results are the same.
-    config.model.lowering = "auto"
 
     config.dataset = "cifar10"  # cifar10, cifar100, fashion_mnist or digits
     # Random crop, rotation and flip of the training images, in this order.
@@ -96,6 +92,9 @@ def paper() -> ml_collections.ConfigDict:
     config.dtype = "float32"
     # Of float32 products: default (bfloat16 on TPU, TF32 on GPU), high or highest.
     config.matmul_precision = "highest"
+    # How operators are written for the compiler: auto (by platform), cpu, tpu or xla.
+    # The results are the same.
+    config.lowering = "auto"
     config.eval_every = 1  # epochs between evaluations; the last is always evaluated
     # A checkpoint is written after every epoch, and within one after so many minutes.
     config.checkpoint_minutes = 5.0

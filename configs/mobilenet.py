@@ -20,5 +20,4 @@ def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
     config.model.name = "mobilenet"
     config.model.width_mult = 0.4 if config.dataset == "cifar100" else 0.25
     config.model.drop = 0.2  # dropout rate before the classifier
-    config.model.lowering = "auto"
     return config

@@ -20,5 +20,4 @@ def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
     config.model.name = "shufflenet"
     config.model.width_mult = 0.75 if config.dataset == "cifar100" else 0.5
     config.model.groups = 3  # of the pointwise convolutions: 1, 2, 3, 4 or 8
-    config.model.lowering = "auto"
     return config

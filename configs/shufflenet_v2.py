@@ -19,5 +19,4 @@ def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict()
     config.model.name = "shufflenet_v2"
     config.model.width_mult = 0.75 if config.dataset == "cifar100" else 0.25
-    config.model.lowering = "auto"
     return config

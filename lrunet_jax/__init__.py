@@ -1,6 +1,7 @@
 """Convolutional networks with layer reuse (arXiv 1901.09615) in JAX and Flax."""
 
 from lrunet_jax.models import create_model, list_models
-from lrunet_jax.stored_model import load
+from lrunet_jax.train.loop import train_and_evaluate
+from lrunet_jax.weights.storage import load
 
-__all__ = ["create_model", "list_models", "load"]
+__all__ = ["create_model", "list_models", "load", "train_and_evaluate"]

@@ -21,15 +21,14 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from lrunet_jax import data
-from lrunet_jax.command import add_model_fields, print_table, require_torch, run
-from lrunet_jax.config import DTYPES
-from lrunet_jax.epoch import SECONDS_PER_CALL, steps_per_call
+from lrunet_jax import ops
+from lrunet_jax.cli import add_model_fields, print_table, require_torch, run
+from lrunet_jax.data import describe
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
-from lrunet_jax.ops import resolve
-from lrunet_jax.published import PUBLISHED
-from lrunet_jax.workload import (
+from lrunet_jax.train.epoch import SECONDS_PER_CALL, steps_per_call
+from lrunet_jax.train.recipe import DTYPES
+from lrunet_jax.train.workload import (
     MAX_COUNT,
     Timed,
     Workload,
@@ -37,6 +36,7 @@ from lrunet_jax.workload import (
     random_split,
     torch_workload,
 )
+from lrunet_jax.weights.published import PUBLISHED
 
 # A turn's. A device call makes as many steps as one of `train.py`, as on CPU each call
 # gets fresh memory; for inference they are many batches, as those of `evaluate`.
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5, help="how often each is timed")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--lowering", default="auto", help="of the operators")
     parser.add_argument("--torch", action="store_true", help="PyTorch takes turns")
     parser.add_argument("--json", action="store_true", help="print JSON")
     known, _ = parser.parse_known_args()
@@ -140,21 +141,22 @@ def main() -> None:
     if args.all:
         for field, default in {"model": "lrunet", **model_fields("lrunet")}.items():
             value = getattr(args, field, default)
-            if field != "lowering":
-                require(value == default, field, value, "left out with --all")
+            require(value == default, field, value, "left out with --all")
     if args.torch:
         require_torch()
         platform = jax.default_backend()
         require(platform == "cpu", "platform", platform, "cpu, to compare with --torch")
         require(args.dtype == "float32", "dtype", args.dtype, "float32 with --torch")
 
+    lowering = ops.resolve(args.lowering)
     device = jax.devices()[0]
     rows: list[dict[str, Any]] = []
     for name, arguments, image_shape in _networks(args):
         if args.all:  # half an hour
             print(f"{len(rows) + 1}/{len(PUBLISHED)} {name}", file=sys.stderr)
         model = create_model(**arguments)
-        with jax.default_matmul_precision("highest"):
+        highest = jax.default_matmul_precision("highest")
+        with ops.lowering(args.lowering), highest:
             figures = benchmark(
                 model,
                 image_shape,
@@ -169,7 +171,7 @@ def main() -> None:
                 "model": arguments["name"],
                 "batch_size": args.batch_size,
                 **figures,
-                "lowering": resolve(arguments["lowering"]),
+                "lowering": lowering,
                 "device": f"{jax.device_count()} x {device.device_kind} "
                 f"({device.platform})",
             }
@@ -183,15 +185,14 @@ def main() -> None:
 
 
 def _networks(args):
-    """Name, arguments of `create_model` and image shape of what is to be timed."""
+    """The networks to time: name, arguments of `create_model`, image shape."""
     if not args.all:
         fields = model_fields(args.model)
         arguments = {field: getattr(args, field) for field in fields}
         yield args.model, {"name": args.model, **arguments}, (32, 32, 3)
         return
     for name, entry in PUBLISHED.items():
-        arguments = {**entry.model_arguments, "lowering": args.lowering}
-        yield name, arguments, data.IMAGE_SHAPES[entry.dataset]
+        yield name, entry.model_arguments, describe(entry.dataset).image_shape
 
 
 def _table_row(row):

@@ -14,17 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from lrunet_jax import data
-from lrunet_jax.command import print_table, require_torch, run
+from lrunet_jax.cli import print_table, require_torch, run
+from lrunet_jax.data import Split, load_split
 from lrunet_jax.errors import require
-from lrunet_jax.evaluate import choose_dataset, evaluate
-from lrunet_jax.published import PUBLISHED
-from lrunet_jax.stored_model import StoredModel, open_model
-from lrunet_jax.summary import summarise
+from lrunet_jax.models import summarise
+from lrunet_jax.train.evaluation import evaluate
+from lrunet_jax.weights.published import PUBLISHED
+from lrunet_jax.weights.storage import open_model
+from lrunet_jax.weights.stored import StoredModel, choose_dataset
 
 
-def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str, Any]:
-    """A network's accuracy here beside the published or the recorded one.
+def compare(
+    stored: StoredModel, dataset: str, split: Split, batch_size: int
+) -> dict[str, Any]:
+    """The accuracy of a network here beside the published or the recorded one.
+
+    Args:
+      stored: the network.
+      dataset: the name of the data set.
+      split: its test set.
+      batch_size: images at a time.
 
     Returns:
       `name`, `dataset`, `published` (a fraction; of an unpublished network what its
@@ -40,7 +49,7 @@ def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str
         published = PUBLISHED[stored.name].accuracy
     return {
         "name": stored.name,
-        "dataset": stored.dataset,
+        "dataset": dataset,
         "published": published,
         "correct": correct,
         "total": total,
@@ -52,9 +61,9 @@ def compare(stored: StoredModel, split: data.Split, batch_size: int) -> dict[str
 
 
 def compare_torch(
-    stored: StoredModel, split: data.Split, batch_size: int, logits: np.ndarray
+    stored: StoredModel, split: Split, batch_size: int, logits: np.ndarray
 ) -> dict[str, Any]:
-    """What PyTorch makes of the same network and images, on the CPU.
+    """The answers of PyTorch for the same network and images, on the CPU.
 
     Returns:
       `torch_correct`, `logit_difference`, the largest from `logits` here, and
@@ -62,7 +71,7 @@ def compare_torch(
     """
     import torch
 
-    from lrunet_jax.torch_models import from_variables
+    from lrunet_jax.weights.torch_models import from_variables
 
     model = from_variables(stored.arguments, stored.channels, stored.variables).eval()
     images = torch.from_numpy(split.images).movedim(3, 1)  # channels last in memory
@@ -84,6 +93,9 @@ def main() -> None:
         prog="python -m lrunet_jax.compare", description=__doc__.splitlines()[0]
     )
     parser.add_argument("paths", nargs="+", help="or names of published checkpoints")
+    parser.add_argument(
+        "--dataset", default="", help="of networks that don't say what theirs was"
+    )
     parser.add_argument("--data_dir", default="", help="of TFDS")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--torch", action="store_true", help="run PyTorch as well")
@@ -93,12 +105,13 @@ def main() -> None:
     if args.torch:
         require_torch()
     networks = [open_model(path) for path in args.paths]
-    load = functools.cache(lambda name: data.load_split(name, "test", args.data_dir))
+    datasets = [choose_dataset(net, net.dataset or args.dataset) for net in networks]
+    load = functools.cache(lambda name: load_split(name, "test", args.data_dir))
 
     rows = []
-    for stored in networks:
-        split = load(choose_dataset(stored))
-        row = compare(stored, split, args.batch_size)
+    for stored, dataset in zip(networks, datasets, strict=True):
+        split = load(dataset)
+        row = compare(stored, dataset, split, args.batch_size)
         logits = row.pop("logits")
         if args.torch:
             row |= compare_torch(stored, split, args.batch_size, logits)
@@ -110,7 +123,7 @@ def main() -> None:
 
 
 def _printed(row):
-    """A row as it is read: accuracies in percent, speeds in whole images."""
+    """A row for a person to read: accuracies in percent, speeds in whole images."""
     percent = lambda accuracy: "" if accuracy is None else f"{accuracy:.2%}"
     printed = {
         "checkpoint": row["name"],

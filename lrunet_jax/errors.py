@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""Errors that a user can mend."""
 
 import difflib
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def require_known(field: str, value: str, known: Iterable[str]) -> None:
 
 
 def in_one_line(error: Exception) -> str:
-    """Its class and the beginning of its message, for an error of a library's."""
+    """The class of a library's error, and the beginning of its message."""
     message = " ".join(str(error)[:1000].split())
     return f"{type(error).__name__}: {message:.200}"
 

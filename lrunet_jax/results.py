@@ -1,209 +1,14 @@
-"""The results of runs, those that differ in nothing but the seed averaged.
+"""Prints the results of runs, those that differ in nothing but the seed averaged.
 
 python -m lrunet_jax.results RUNS...
 """
 
 import argparse
-import itertools
 import json
-import os
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
 
-from etils import epath
-
-from lrunet_jax.command import print_table, run
-from lrunet_jax.config import flatten
-from lrunet_jax.data import IMAGE_SHAPES, NUM_CLASSES
-from lrunet_jax.errors import InputError, in_one_line
-from lrunet_jax.metrics import Line, accuracy_of
-from lrunet_jax.models import create_model
-from lrunet_jax.published import PUBLISHED
-from lrunet_jax.summary import summarise
-
-
-class Estimate(NamedTuple):
-    """Of a value over seeds; the deviation is the sample's, 0 of a single value."""
-
-    mean: float
-    deviation: float
-
-
-class Run(NamedTuple):
-    """A run of train.py.
-
-    Attributes:
-      path: its workdir, absolute.
-      config: its fields by their dotted names.
-      lines: of its record.
-      accuracies: on the test set, by epoch; at least one.
-      costs: of its model, see `summarise`.
-    """
-
-    path: str
-    config: dict[str, Any]
-    lines: list[Line]
-    accuracies: dict[int, float]
-    costs: dict[str, int]
-
-
-class Group(NamedTuple):
-    """Runs that differ in nothing but the seed.
-
-    Attributes:
-      label: what the names of their directories have in common.
-      runs: one a seed.
-    """
-
-    label: str
-    runs: list[Run]
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Of all of them, but for the seed."""
-        return self.runs[0].config
-
-    def last(self) -> Estimate:
-        """The accuracy after the last epoch that all runs have been evaluated at."""
-        return estimate([run.accuracies[self.epochs()[-1]] for run in self.runs])
-
-    def best(self) -> Estimate:
-        """The best accuracy of each run, at any of these epochs."""
-        epochs = self.epochs()
-        return estimate([max(run.accuracies[e] for e in epochs) for run in self.runs])
-
-    def epochs(self) -> list[int]:
-        """Those that all runs have been evaluated at."""
-        return sorted(set.intersection(*(set(run.accuracies) for run in self.runs)))
-
-    def costs(self) -> dict[str, int]:
-        """Of the model, see `summarise`."""
-        return self.runs[0].costs
-
-    def records(self) -> list[list[Line]]:
-        """The lines of each run."""
-        return [run.lines for run in self.runs]
-
-
-def read_groups(paths: Sequence[str]) -> list[Group]:
-    """The runs in some workdirs, grouped, in the order of their first mention.
-
-    Raises:
-      InputError: if one can't be read, or two are of the same config and seed.
-    """
-    runs = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
-    by_config: dict[str, dict[int, Run]] = {}
-    for found in runs:
-        others = {
-            field: found.config[field] for field in found.config.keys() - {"seed"}
-        }
-        seeds = by_config.setdefault(json.dumps(others, sort_keys=True), {})
-        same = seeds.setdefault(found.config["seed"], found)
-        if same is not found:
-            raise InputError(
-                f"runs are {same.path!r} and {found.path!r}, of the same config and "
-                "seed; each must differ from the others"
-            )
-    runs_of = [list(seeds.values()) for seeds in by_config.values()]
-    groups = list(map(Group, _labels(runs_of), runs_of))
-    for group in groups:
-        if not group.epochs():
-            raise InputError(
-                f"runs are {group.label!r}, which were never evaluated at the same "
-                "epoch; they must be, to be averaged"
-            )
-    return groups
-
-
-def mean_curve(
-    records: Sequence[Sequence[Line]], value: Callable[[Line], float | None]
-) -> dict[int, Estimate]:
-    """A `value` of lines by epoch, over the runs, where all of them have it."""
-    by_run = [{line["epoch"]: value(line) for line in lines} for lines in records]
-    by_epoch = {epoch: [values.get(epoch) for values in by_run] for epoch in by_run[0]}
-    return {
-        epoch: estimate([value for value in values if value is not None])
-        for epoch, values in by_epoch.items()
-        if None not in values
-    }
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and sample deviation of a value over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Estimate(statistics.fmean(values), deviation)
-
-
-def published_accuracy(config: Mapping[str, Any]) -> float | None:
-    """Of the same network on the same data; None if there is none."""
-    for entry in PUBLISHED.values():
-        fields = {"model.name": entry.model, "dataset": entry.dataset}
-        fields |= {f"model.{name}": value for name, value in entry.arguments.items()}
-        if fields.items() <= config.items():
-            return entry.accuracy
-    return None
-
-
-def _resolve(path):
-    return os.path.realpath(os.path.expanduser(path))
-
-
-def _read_run(path):
-    workdir = epath.Path(path)
-    try:
-        config = json.loads((workdir / "config.json").read_text())
-        lines = [
-            json.loads(line)
-            for line in (workdir / "metrics.jsonl").read_text().splitlines()
-        ]
-        for line in lines:
-            _require_numbers(line, "epoch", "train_loss", "train_accuracy")
-        tested = [line for line in lines if "test_accuracy" in line]
-        if not tested:
-            raise ValueError("no epoch was evaluated yet")
-        for line in tested:
-            _require_numbers(line, *(name for name in line if name.startswith("test")))
-        _require_numbers(config, "seed", "epochs")
-        model = create_model(
-            num_classes=NUM_CLASSES[config["dataset"]], **config["model"]
-        )
-        return Run(
-            path=path,
-            config=dict(flatten(config)),
-            lines=lines,
-            accuracies={line["epoch"]: accuracy_of(line) for line in tested},
-            costs=summarise(model, IMAGE_SHAPES[config["dataset"]]),
-        )
-    except Exception as error:  # no directory, no JSON, other JSON than train.py's
-        raise InputError(
-            f"run is {path!r:.300}, which can't be read ({in_one_line(error)}); it "
-            "must be a workdir of train.py with an evaluated epoch"
-        ) from None
-
-
-def _require_numbers(fields, *names):
-    for name in names:
-        if not isinstance(fields[name], int | float):
-            raise ValueError(f"{name} is {fields[name]!r:.90}")
-
-
-def _labels(groups):
-    """What the paths of each group have in common, as short as it goes."""
-    folders = [os.path.dirname(run.path) for runs in groups for run in runs]
-    root = os.path.commonpath(folders)
-    names = [[os.path.relpath(run.path, root) for run in runs] for runs in groups]
-    listed = [", ".join(of_group) for of_group in names]
-    short = [_common_start(of_group).rstrip("-_./ ") for of_group in names]
-    return short if all(short) and len(set(short)) == len(short) else listed
-
-
-def _common_start(names):
-    first, last = min(names), max(names)
-    same = itertools.takewhile(
-        lambda pair: pair[0] == pair[1], zip(first, last, strict=False)
-    )
-    return first[: len(list(same))]
+from lrunet_jax.cli import print_table, run
+from lrunet_jax.runs.groups import read_groups
+from lrunet_jax.weights.published import published_accuracy
 
 
 def main() -> None:
@@ -238,7 +43,7 @@ def _row(group):
 
 
 def _printed(row):
-    """A row as it is read: accuracies in percent."""
+    """A row for a person to read: accuracies in percent."""
 
     def percent(name):
         deviation = f" ± {100 * row[f'{name}_deviation']:.2f}" * (row["seeds"] > 1)

@@ -9,7 +9,7 @@ import pytest
 from conftest import command
 
 from lrunet_jax import benchmark
-from lrunet_jax.published import PUBLISHED
+from lrunet_jax.weights.published import PUBLISHED
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import command
 
-from lrunet_jax.published import PUBLISHED
+from lrunet_jax.weights.published import PUBLISHED
 
 
 @pytest.mark.slow

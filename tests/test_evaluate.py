@@ -13,8 +13,8 @@ from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
 from lrunet_jax.errors import InputError
 from lrunet_jax.evaluate import choose_dataset, evaluate, lower_forward, predict
-from lrunet_jax.stored_model import open_model
-from lrunet_jax.torch_models import create_torch_model
+from lrunet_jax.weights.storage import open_model
+from lrunet_jax.weights.torch_models import create_torch_model
 
 
 def tiny(name="lrunet", **arguments):

@@ -4,7 +4,7 @@ import json
 
 from etils import epath
 
-from lrunet_jax.metrics import MetricsLog
+from lrunet_jax.runs.record import MetricsLog
 
 
 def line(step):

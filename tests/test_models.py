@@ -11,8 +11,8 @@ import torch
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import model_fields
-from lrunet_jax.state_dict import from_state_dict, name_map, to_state_dict
-from lrunet_jax.torch_models import create_torch_model
+from lrunet_jax.weights.state_dict import from_state_dict, name_map, to_state_dict
+from lrunet_jax.weights.torch_models import create_torch_model
 
 # Sums of up to 1e4 float64 products, 2e-16 each, through up to 60 layers.
 TOLERANCE = 1e-10

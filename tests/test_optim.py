@@ -9,7 +9,7 @@ import torch
 
 from configs import default
 from lrunet_jax.errors import InputError
-from lrunet_jax.optim import create_optimizer, create_schedule
+from lrunet_jax.train.optim import create_optimizer, create_schedule
 
 
 def test_sgd_is_pytorch_s_on_every_parameter():

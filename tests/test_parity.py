@@ -16,11 +16,11 @@ import optax
 import pytest
 
 from configs import default
-from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import create_train_state
-from lrunet_jax.state_dict import to_state_dict
-from lrunet_jax.steps import train_step
-from lrunet_jax.stored_model import open_model
+from lrunet_jax.train.optim import create_optimizer
+from lrunet_jax.train.state import create_train_state
+from lrunet_jax.train.step import train_step
+from lrunet_jax.weights.state_dict import to_state_dict
+from lrunet_jax.weights.storage import open_model
 
 WEIGHT_DECAY = 5e-4
 

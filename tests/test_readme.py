@@ -58,7 +58,7 @@ def test_the_python_runs(shared, monkeypatch):
 
 
 def test_the_table_is_that_of_the_published_checkpoints():
-    from lrunet_jax.published import NUM_IMAGES, PUBLISHED
+    from lrunet_jax.weights.published import NUM_IMAGES, PUBLISHED
 
     results = README.partition("## Results")[2].partition("\n## ")[0]
     for name, entry in PUBLISHED.items():

@@ -21,11 +21,11 @@ import lrunet_jax
 from configs import default
 from lrunet_jax import create_model, data
 from lrunet_jax.errors import InputError
-from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import create_train_state
-from lrunet_jax.steps import make_mesh, make_train_call, train_step
-from lrunet_jax.stored_model import open_model, save_model, weights_for
-from lrunet_jax.training import train_and_evaluate
+from lrunet_jax.train.loop import train_and_evaluate
+from lrunet_jax.train.optim import create_optimizer
+from lrunet_jax.train.state import create_train_state
+from lrunet_jax.train.step import make_mesh, make_train_call, train_step
+from lrunet_jax.weights.storage import open_model, save_model, weights_for
 
 pytestmark = pytest.mark.slow
 

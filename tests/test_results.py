@@ -9,8 +9,8 @@ import pytest
 from conftest import command
 
 from lrunet_jax.errors import InputError
-from lrunet_jax.metrics import accuracy_of
 from lrunet_jax.results import mean_curve, read_groups
+from lrunet_jax.runs.record import accuracy_of
 
 N = "model.layer_reuse"
 

@@ -8,8 +8,13 @@ import torch
 
 from lrunet_jax import create_model, torch_format
 from lrunet_jax.errors import InputError
-from lrunet_jax.state_dict import from_state_dict, identify, name_map, to_state_dict
-from lrunet_jax.torch_models import create_torch_model
+from lrunet_jax.weights.state_dict import (
+    from_state_dict,
+    identify,
+    name_map,
+    to_state_dict,
+)
+from lrunet_jax.weights.torch_models import create_torch_model
 
 NETWORKS = [
     ("lrunet", {"width_mult": 0.125, "layer_reuse": 1}),

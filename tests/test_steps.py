@@ -13,9 +13,9 @@ from jax.sharding import AxisType
 
 from configs import default
 from lrunet_jax import create_model, data
-from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import Metrics, create_train_state, cross_entropy
-from lrunet_jax.steps import make_eval_call, make_train_call, train_step
+from lrunet_jax.train.optim import create_optimizer
+from lrunet_jax.train.state import Metrics, create_train_state, cross_entropy
+from lrunet_jax.train.step import make_eval_call, make_train_call, train_step
 
 
 def small_state(drop=0.0, shape=(16, 16, 3)):
@@ -127,7 +127,7 @@ sys.path.insert(0, "tests")
 from test_steps import random_split, small_state
 from lrunet_jax import data
 from lrunet_jax import steps
-from lrunet_jax.steps import data_shardings, make_eval_call, make_train_call
+from lrunet_jax.train.step import data_shardings, make_eval_call, make_train_call
 
 steps._to_float = lambda images: images.astype("float64") / 255
 

@@ -18,9 +18,9 @@ import lrunet_jax
 from configs import digits
 from lrunet_jax import torch_format
 from lrunet_jax.errors import InputError
-from lrunet_jax.stored_model import open_model, save_model
-from lrunet_jax.torch_models import create_torch_model
-from lrunet_jax.training import train_and_evaluate
+from lrunet_jax.train.loop import train_and_evaluate
+from lrunet_jax.weights.storage import open_model, save_model
+from lrunet_jax.weights.torch_models import create_torch_model
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 from conftest import command
 
 from lrunet_jax import create_model
-from lrunet_jax.published import PUBLISHED
 from lrunet_jax.summary import list_layers, summarise
+from lrunet_jax.weights.published import PUBLISHED
 
 # Parameters, those of convolutions and linear layers, multiply-accumulates: measured
 # on the original.

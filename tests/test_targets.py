@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from lrunet_jax.state import cross_entropy
-from lrunet_jax.targets import make_targets
+from lrunet_jax.train.state import cross_entropy
+from lrunet_jax.train.targets import make_targets
 
 KEY = jax.random.key(0)
 

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from configs import lrunet
 from lrunet_jax import create_model, data
-from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import create_train_state
-from lrunet_jax.steps import data_shardings, make_train_call
+from lrunet_jax.train.optim import create_optimizer
+from lrunet_jax.train.state import create_train_state
+from lrunet_jax.train.step import data_shardings, make_train_call
 
 pytest.importorskip("libtpu", reason="the TPU's compiler: pip install '.[tpu]'")
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from configs import digits
 from lrunet_jax.errors import DivergedError, InputError
-from lrunet_jax.training import train_and_evaluate
+from lrunet_jax.train.loop import train_and_evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -1,31 +1,26 @@
 """Data sets, their augmentation, and the order in which images are seen."""
 
 from lrunet_jax.data.augment import make_augment
-from lrunet_jax.data.pipeline import (
+from lrunet_jax.data.batches import (
     epoch_order,
     eval_batches,
-    steps_per_epoch,
+    last_batch_size,
     train_batches,
 )
-from lrunet_jax.data.sources import (
-    IMAGE_SHAPES,
-    NUM_CLASSES,
-    Split,
-    class_names,
-    input_stats,
-    load_split,
-)
+from lrunet_jax.data.info import DatasetInfo, describe
+from lrunet_jax.data.pixels import input_stats, to_float
+from lrunet_jax.data.sources import Split, load_split
 
 __all__ = [
-    "IMAGE_SHAPES",
-    "NUM_CLASSES",
+    "DatasetInfo",
     "Split",
-    "class_names",
+    "describe",
     "epoch_order",
     "eval_batches",
     "input_stats",
+    "last_batch_size",
     "load_split",
     "make_augment",
-    "steps_per_epoch",
+    "to_float",
     "train_batches",
 ]

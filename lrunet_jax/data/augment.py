@@ -7,9 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from lrunet_jax.ops import resolve
+from lrunet_jax import ops
 
 ANGLES = 1 << 16  # that a rotation is drawn from
 
@@ -30,14 +29,9 @@ class Transforms(NamedTuple):
 
 
 def make_augment(
-    *,
-    size: int,
-    padding: int,
-    rotation: float,
-    flip: bool,
-    lowering: str = "auto",
+    *, size: int, padding: int, rotation: float, flip: bool
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The recipe's augmentation, as a function of a key and images.
+    """The augmentation of a recipe, as a function of a key and images.
 
     As the original: crop, then rotate, then flip.
 
@@ -48,7 +42,6 @@ def make_augment(
       rotation: the largest angle in degrees, drawn uniformly in both directions; 0
         turns it off.
       flip: whether half of the images are flipped.
-      lowering: `auto` or one of `ops.LOWERINGS`.
 
     Returns:
       (key, images (B, H, W, channels) uint8) -> (B, size, size, channels) uint8.
@@ -68,20 +61,13 @@ def make_augment(
             jnp.asarray(table)[integers(keys[2], maxval=ANGLES)],
             integers(keys[3], maxval=2) < int(flip),
         )
-        return transform(
-            images, transforms, size=size, padding=padding, lowering=lowering
-        )
+        return transform(images, transforms, size=size, padding=padding)
 
     return augment
 
 
 def transform(
-    images: jax.Array,
-    transforms: Transforms,
-    *,
-    size: int,
-    padding: int,
-    lowering: str = "auto",
+    images: jax.Array, transforms: Transforms, *, size: int, padding: int
 ) -> jax.Array:
     """Crops, rotates (nearest neighbour, zero outside) and flips.
 
@@ -92,7 +78,6 @@ def transform(
       transforms: of the B images.
       size: of the crop, in pixels.
       padding: zeros around the image before the crop, in pixels.
-      lowering: `auto` or one of `ops.LOWERINGS`.
 
     Returns:
       (B, size, size, channels) uint8.
@@ -109,33 +94,7 @@ def transform(
     x += per_image(transforms.left) - padding
     y += per_image(transforms.top) - padding
     inside &= (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return _LOWERINGS[resolve(lowering)](images, y, x, inside)
-
-
-def _gathered(images, y, x, inside):
-    batch, height, width, channels = images.shape
-    pixels = jnp.where(inside, y * width + x, 0).reshape(batch, -1, 1)
-    flat = images.reshape(batch, height * width, channels)
-    taken = jnp.take_along_axis(flat, pixels, axis=1, mode="promise_in_bounds")
-    return jnp.where(inside[..., None], taken.reshape(*inside.shape, channels), 0)
-
-
-def _multiplied(images, y, x, inside):
-    # By a matrix that has a one in each column that is inside. A TPU gathers pixel by
-    # pixel, and makes this matrix while it multiplies: 5 % of LruNet's step for N = 1,
-    # by its compiler's estimate. bfloat16 holds 0 to 255 exactly. Two channels at
-    # least: one alone is not multiplied as a matrix, and takes fifteen times as long.
-    batch, height, width, channels = images.shape
-    pixels = jnp.where(inside, y * width + x, -1).reshape(batch, 1, -1)
-    ones = pixels == jnp.arange(height * width)[:, None]
-    planes = jnp.moveaxis(images, 3, 1).reshape(batch, channels, -1)
-    planes = jnp.pad(planes, ((0, 0), (0, max(2 - channels, 0)), (0, 0)))
-    taken = lax.batch_matmul(planes.astype(jnp.bfloat16), ones.astype(jnp.bfloat16))
-    taken = taken[:, :channels].reshape(batch, channels, *inside.shape[1:])
-    return jnp.moveaxis(taken, 1, 3).astype(images.dtype)
-
-
-_LOWERINGS = {"mapped": _gathered, "xla": _gathered, "dense": _multiplied}
+    return ops.take_pixels(images, y, x, inside)
 
 
 def fixed_point_rotations(angles: np.ndarray, size: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The networks, as Flax modules: NHWC images in [0, 1] to logits."""
 
 from lrunet_jax.models.abstract import abstract_variables
+from lrunet_jax.models.costs import Layer, list_layers, summarise
 from lrunet_jax.models.lrunet import LruNet
 from lrunet_jax.models.mobilenet import MobileNet
 from lrunet_jax.models.mobilenet_v2 import MobileNetV2
@@ -9,6 +10,7 @@ from lrunet_jax.models.shufflenet import ShuffleNet
 from lrunet_jax.models.shufflenet_v2 import ShuffleNetV2
 
 __all__ = [
+    "Layer",
     "LruNet",
     "MobileNet",
     "MobileNetV2",
@@ -16,6 +18,8 @@ __all__ = [
     "ShuffleNetV2",
     "abstract_variables",
     "create_model",
+    "list_layers",
     "list_models",
     "model_fields",
+    "summarise",
 ]

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from lrunet_jax import ops
 from lrunet_jax.errors import InputError, require
+from lrunet_jax.models.costs import Layer, layer
 
 Initializer = Callable[..., Any]
 
@@ -46,7 +47,6 @@ def require_common_fields(model: Any) -> None:
     require(0 < width <= MAX_WIDTH, "width_mult", width, f"in (0, {MAX_WIDTH}]")
     drop = getattr(model, "drop", 0)
     require(0 <= drop < 1, "drop", drop, "in [0, 1)")
-    ops.resolve(model.lowering)
 
 
 def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:
@@ -74,30 +74,39 @@ def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:
     return jnp.transpose(images, (3, 1, 2, 0))
 
 
-class Conv(nn.Module):
+class KernelLayer(nn.Module):
+    """A layer that applies its `kernel` once."""
+
+    @nn.nowrap
+    def costs(self, out: jax.Array) -> list[Layer]:
+        """The costs of the call whose output (channels, H, W, 1) is `out`."""
+        channels, height, width, _ = out.shape
+        output = (height, width, channels)
+        return [layer(self.path, self.variables["params"], output)]
+
+
+class Conv(KernelLayer):
     """Dense 3x3 convolution, padding 1, no bias; `kernel` (3, 3, inputs, channels)."""
 
     channels: int
     stride: int = 1
     kernel_init: Initializer = he_normal
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
         shape = (3, 3, x.shape[0], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        return ops.conv(x, kernel, stride=self.stride, lowering=self.lowering)
+        return ops.conv(x, kernel, stride=self.stride)
 
 
-class Pointwise(nn.Module):
+class Pointwise(KernelLayer):
     """Grouped 1x1 convolution; `kernel` (1, 1, inputs / groups, channels), `bias`."""
 
     channels: int
     groups: int = 1
     use_bias: bool = False
     kernel_init: Initializer = he_normal
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -105,7 +114,7 @@ class Pointwise(nn.Module):
         inputs = x.shape[0]
         shape = (1, 1, inputs // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = ops.pointwise(x, kernel, groups=self.groups, lowering=self.lowering)
+        x = ops.pointwise(x, kernel, groups=self.groups)
         if self.use_bias:
             bound = (inputs // self.groups) ** -0.5
             bias = self.param("bias", symmetric_uniform(bound), (self.channels,))
@@ -113,18 +122,17 @@ class Pointwise(nn.Module):
         return x
 
 
-class Depthwise(nn.Module):
+class Depthwise(KernelLayer):
     """Depthwise 3x3 convolution, padding 1, no bias; `kernel` (3, 3, 1, channels)."""
 
     stride: int = 1
     kernel_init: Initializer = he_normal
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(channels, H, W, B) to (channels, H / stride, W / stride, B)."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[0]))
-        return ops.depthwise(x, kernel, stride=self.stride, lowering=self.lowering)
+        return ops.depthwise(x, kernel, stride=self.stride)
 
 
 class Kernel(nn.Module):
@@ -139,7 +147,7 @@ class Kernel(nn.Module):
         return self.param("kernel", self.kernel_init, self.shape)
 
 
-class Linear(nn.Module):
+class Linear(KernelLayer):
     """Fully connected layer; `kernel` (inputs, features), `bias`."""
 
     features: int
@@ -155,6 +163,11 @@ class Linear(nn.Module):
         bias = self.param("bias", bias_init, (self.features,))
         return x.T @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
+    @nn.nowrap
+    def costs(self, out: jax.Array) -> list[Layer]:
+        """The costs of the call whose output (1, features) is `out`."""
+        return [layer(self.path, self.variables["params"], out.shape[1:])]
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's running statistics.
@@ -166,7 +179,6 @@ class BatchNorm(nn.Module):
 
     channels: int
     momentum: float = 0.9  # Flax's sense: how much of the running value is kept
-    lowering: str = "auto"
 
     def setup(self) -> None:
         """Parameters `scale` and `bias`; statistics `mean` and `var`."""
@@ -178,26 +190,20 @@ class BatchNorm(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Normalises x (channels, H, W, B) by the batch, or by what runs."""
-        if not train:
-            return ops.normalise(x, self.scale, self.bias, self.running())
-        x, moments = ops.batch_norm(x, self.scale, self.bias, lowering=self.lowering)
-        self.update(moments, x[0].size)
+        x, moments = ops.batch_norm(x, self.norm(train=train))
+        if moments is not None:
+            self.update(moments)
         return x
 
-    def running(self) -> ops.Moments:
-        """The running mean and variance."""
-        return ops.Moments(self.mean.value, self.var.value)
+    def norm(self, *, train: bool) -> ops.Norm:
+        """The parameters; with the running statistics, unless in training."""
+        running = None if train else ops.Moments(self.mean.value, self.var.value)
+        return ops.Norm(self.scale, self.bias, running)
 
-    def update(self, moments: ops.Moments, count: int) -> None:
-        """Moves the running statistics towards a batch's `moments`.
-
-        Args:
-          moments: of the batch, with its biased variance.
-          count: values a channel in the whole batch, over all devices: B * H * W.
-        """
-        unbiased = moments.variance * (count / max(count - 1, 1))
+    def update(self, moments: ops.Moments) -> None:
+        """Moves the running statistics towards the `moments` of a batch."""
         self.mean.value = self._mix(self.mean.value, moments.mean)
-        self.var.value = self._mix(self.var.value, unbiased)
+        self.var.value = self._mix(self.var.value, moments.variance)
 
     def _mix(self, old, new):
         return self.momentum * old + (1 - self.momentum) * new

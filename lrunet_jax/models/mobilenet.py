@@ -1,8 +1,5 @@
 """MobileNet: depthwise separable convolutions (arXiv 1704.04861)."""
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -30,7 +27,6 @@ class MobileNet(nn.Module):
       num_classes: logits.
       width_mult: scales all channels; at least 1 / 32, the stem's one channel.
       drop: dropout rate before the classifier.
-      lowering: of the operators: `auto` or one of `ops.LOWERINGS`.
 
     Raises:
       InputError: on construction, for a field outside these.
@@ -39,7 +35,6 @@ class MobileNet(nn.Module):
     num_classes: int = 10
     width_mult: float = 1.0
     drop: float = 0.2
-    lowering: str = "auto"
 
     def __post_init__(self) -> None:
         require_common_fields(self)
@@ -60,15 +55,10 @@ class MobileNet(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
-        x = Conv(width, name="features_0_0", **options)(x)
-        x = nn.relu(norm(width, name="features_0_1")(x, train=train))
+        x = Conv(width, kernel_init=fan_in_uniform, name="features_0_0")(x)
+        x = nn.relu(BatchNorm(width, name="features_0_1")(x, train=train))
         number = 0
         for channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -76,7 +66,6 @@ class MobileNet(nn.Module):
                 x = DepthwiseSeparable(
                     int(channels * self.width_mult),
                     stride,
-                    self.lowering,
                     name=f"features_{number}",
                 )(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
@@ -89,18 +78,12 @@ class DepthwiseSeparable(nn.Module):
 
     channels: int
     stride: int
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
         inputs = x.shape[0]
-        x = Depthwise(self.stride, name="conv1", **options)(x)
-        x = nn.relu(norm(inputs, name="bn1")(x, train=train))
-        x = Pointwise(self.channels, name="conv2", **options)(x)
-        return nn.relu(norm(self.channels, name="bn2")(x, train=train))
+        x = Depthwise(self.stride, kernel_init=fan_in_uniform, name="conv1")(x)
+        x = nn.relu(BatchNorm(inputs, name="bn1")(x, train=train))
+        x = Pointwise(self.channels, kernel_init=fan_in_uniform, name="conv2")(x)
+        return nn.relu(BatchNorm(self.channels, name="bn2")(x, train=train))

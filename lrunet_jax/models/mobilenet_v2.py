@@ -1,7 +1,5 @@
 """MobileNetV2: inverted residuals with linear bottlenecks (arXiv 1801.04381)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -39,7 +37,6 @@ class MobileNetV2(nn.Module):
       width_mult: scales all channels but the last 1280, which only grow; at least
         1 / 16, where the first block has one channel.
       drop: dropout rate before the classifier.
-      lowering: of the operators: `auto` or one of `ops.LOWERINGS`.
 
     Raises:
       InputError: on construction, for a field outside these.
@@ -48,7 +45,6 @@ class MobileNetV2(nn.Module):
     num_classes: int = 10
     width_mult: float = 1.0
     drop: float = 0.2
-    lowering: str = "auto"
 
     def __post_init__(self) -> None:
         require_common_fields(self)
@@ -69,11 +65,10 @@ class MobileNetV2(nn.Module):
           train: normalise by the batch and drop out. Needs `mutable=["batch_stats"]`
             and, unless `drop` is 0, the rng `dropout`.
         """
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
-        x = Conv(width, lowering=self.lowering, name="features_0_0")(x)
-        x = nn.relu6(norm(width, name="features_0_1")(x, train=train))
+        x = Conv(width, name="features_0_0")(x)
+        x = nn.relu6(BatchNorm(width, name="features_0_1")(x, train=train))
         number = 0
         for expansion, channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -82,12 +77,11 @@ class MobileNetV2(nn.Module):
                     int(channels * self.width_mult),
                     expansion,
                     stride,
-                    self.lowering,
                     name=f"features_{number}",
                 )(x, train=train)
         width = int(1280 * max(1.0, self.width_mult))
-        x = Pointwise(width, lowering=self.lowering, name="features_18_0")(x)
-        x = nn.relu6(norm(width, name="features_18_1")(x, train=train))
+        x = Pointwise(width, name="features_18_0")(x)
+        x = nn.relu6(BatchNorm(width, name="features_18_1")(x, train=train))
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
         return Linear(
@@ -107,23 +101,19 @@ class InvertedResidual(nn.Module):
     channels: int
     expansion: int
     stride: int
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         y, inputs, number = x, x.shape[0], 0
         hidden = inputs * self.expansion
         if self.expansion > 1:
-            y = Pointwise(hidden, lowering=self.lowering, name="conv_0")(y)
-            y = nn.relu6(norm(hidden, name="conv_1")(y, train=train))
+            y = Pointwise(hidden, name="conv_0")(y)
+            y = nn.relu6(BatchNorm(hidden, name="conv_1")(y, train=train))
             number = 3
-        y = Depthwise(self.stride, lowering=self.lowering, name=f"conv_{number}")(y)
-        y = nn.relu6(norm(hidden, name=f"conv_{number + 1}")(y, train=train))
-        y = Pointwise(self.channels, lowering=self.lowering, name=f"conv_{number + 3}")(
-            y
-        )
-        y = norm(self.channels, name=f"conv_{number + 4}")(y, train=train)
+        y = Depthwise(self.stride, name=f"conv_{number}")(y)
+        y = nn.relu6(BatchNorm(hidden, name=f"conv_{number + 1}")(y, train=train))
+        y = Pointwise(self.channels, name=f"conv_{number + 3}")(y)
+        y = BatchNorm(self.channels, name=f"conv_{number + 4}")(y, train=train)
         y = x + y if self.stride == 1 and inputs == self.channels else y
-        return ops.materialise(y, lowering=self.lowering)
+        return ops.materialise(y)

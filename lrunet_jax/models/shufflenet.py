@@ -1,8 +1,5 @@
 """ShuffleNet: grouped pointwise convolutions and channel shuffle (arXiv 1707.01083)."""
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,7 +37,6 @@ class ShuffleNet(nn.Module):
       num_classes: logits.
       width_mult: scales all channels, which the groups must divide.
       groups: of the pointwise convolutions: 1, 2, 3, 4 or 8.
-      lowering: of the operators: `auto` or one of `ops.LOWERINGS`.
 
     Raises:
       InputError: on construction, for a field outside these.
@@ -49,7 +45,6 @@ class ShuffleNet(nn.Module):
     num_classes: int = 10
     width_mult: float = 1.0
     groups: int = 3
-    lowering: str = "auto"
 
     def __post_init__(self) -> None:
         require_common_fields(self)
@@ -91,15 +86,10 @@ class ShuffleNet(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
         width = self.scaled(STEM_CHANNELS)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
-        x = Conv(width, name="conv1", **options)(x)
-        x = nn.relu(norm(width, name="bn1")(x, train=train))
+        x = Conv(width, kernel_init=fan_in_uniform, name="conv1")(x)
+        x = nn.relu(BatchNorm(width, name="bn1")(x, train=train))
         stages = zip(self.stage_channels(), BLOCKS, strict=True)
         for stage, (channels, blocks) in enumerate(stages, start=1):
             for block in range(blocks):
@@ -107,7 +97,6 @@ class ShuffleNet(nn.Module):
                     channels,
                     self.groups,
                     2 if block == 0 else 1,
-                    self.lowering,
                     name=f"layer{stage}_{block}",
                 )(x, train=train)
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
@@ -123,29 +112,22 @@ class Bottleneck(nn.Module):
     channels: int
     groups: int
     stride: int
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         out = self.channels - x.shape[0] if self.stride == 2 else self.channels
         mid = out // (4 * self.groups) * self.groups
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
-        grouped: dict[str, Any] = {"groups": self.groups, **options}
-        y = Pointwise(mid, name="conv1", **grouped)(x)
-        y = nn.relu(norm(mid, name="bn1")(y, train=train))
+        y = Pointwise(mid, self.groups, kernel_init=fan_in_uniform, name="conv1")(x)
+        y = nn.relu(BatchNorm(mid, name="bn1")(y, train=train))
         y = ops.channel_shuffle(y, self.groups)
-        y = Depthwise(self.stride, name="conv2", **options)(y)
+        y = Depthwise(self.stride, kernel_init=fan_in_uniform, name="conv2")(y)
         # The paper has no ReLU here; the original has.
-        y = nn.relu(norm(mid, name="bn2")(y, train=train))
-        y = Pointwise(out, name="conv3", **grouped)(y)
-        y = norm(out, name="bn3")(y, train=train)
+        y = nn.relu(BatchNorm(mid, name="bn2")(y, train=train))
+        y = Pointwise(out, self.groups, kernel_init=fan_in_uniform, name="conv3")(y)
+        y = BatchNorm(out, name="bn3")(y, train=train)
         if self.stride == 1:
-            return ops.materialise(nn.relu(x + y), lowering=self.lowering)
-        shortcut = ops.avg_pool(x, lowering=self.lowering)
+            return ops.materialise(nn.relu(x + y))
+        shortcut = ops.avg_pool(x)
         y = nn.relu(jnp.concatenate([y, shortcut]))
-        return ops.materialise(y, lowering=self.lowering)
+        return ops.materialise(y)

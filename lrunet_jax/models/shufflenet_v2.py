@@ -1,8 +1,5 @@
 """ShuffleNetV2: channel split in place of groups (arXiv 1807.11164)."""
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,7 +37,6 @@ class ShuffleNetV2(nn.Module):
     Attributes:
       num_classes: logits.
       width_mult: a row of `CHANNELS`.
-      lowering: of the operators: `auto` or one of `ops.LOWERINGS`.
 
     Raises:
       InputError: on construction, for a field outside these.
@@ -48,7 +44,6 @@ class ShuffleNetV2(nn.Module):
 
     num_classes: int = 10
     width_mult: float = 1.0
-    lowering: str = "auto"
 
     def __post_init__(self) -> None:
         require_common_fields(self)
@@ -68,79 +63,57 @@ class ShuffleNetV2(nn.Module):
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
           train: normalise by the batch. Needs `mutable=["batch_stats"]`.
         """
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
         x = channels_first(self, images)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
-        x = Conv(STEM_CHANNELS, name="conv1", **options)(x)
-        x = nn.relu(norm(STEM_CHANNELS, name="bn1")(x, train=train))
+        x = Conv(STEM_CHANNELS, kernel_init=fan_in_uniform, name="conv1")(x)
+        x = nn.relu(BatchNorm(STEM_CHANNELS, name="bn1")(x, train=train))
         *stages, last = CHANNELS[self.width_mult]
         for stage, (channels, blocks) in enumerate(
             zip(stages, BLOCKS, strict=True), start=1
         ):
-            x = DownBlock(channels, self.lowering, name=f"layer{stage}_0")(
-                x, train=train
-            )
+            x = DownBlock(channels, name=f"layer{stage}_0")(x, train=train)
             for block in range(1, blocks):
-                x = BasicBlock(self.lowering, name=f"layer{stage}_{block}")(
-                    x, train=train
-                )
-        x = Pointwise(last, name="conv2", **options)(x)
-        x = nn.relu(norm(last, name="bn2")(x, train=train))
+                x = BasicBlock(name=f"layer{stage}_{block}")(x, train=train)
+        x = Pointwise(last, kernel_init=fan_in_uniform, name="conv2")(x)
+        x = nn.relu(BatchNorm(last, name="bn2")(x, train=train))
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
 class BasicBlock(nn.Module):
     """Half of the channels pass; the others go through three convolutions."""
 
-    lowering: str = "auto"
-
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(C, H, W, B) to the same."""
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
         left, right = jnp.split(x, 2)
         half = len(left)
-        right = Pointwise(half, name="conv1", **options)(right)
-        right = nn.relu(norm(half, name="bn1")(right, train=train))
-        right = Depthwise(name="conv2", **options)(right)
-        right = norm(half, name="bn2")(right, train=train)
-        right = Pointwise(half, name="conv3", **options)(right)
-        right = nn.relu(norm(half, name="bn3")(right, train=train))
+        right = Pointwise(half, kernel_init=fan_in_uniform, name="conv1")(right)
+        right = nn.relu(BatchNorm(half, name="bn1")(right, train=train))
+        right = Depthwise(kernel_init=fan_in_uniform, name="conv2")(right)
+        right = BatchNorm(half, name="bn2")(right, train=train)
+        right = Pointwise(half, kernel_init=fan_in_uniform, name="conv3")(right)
+        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
         x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
-        return ops.materialise(x, lowering=self.lowering)
+        return ops.materialise(x)
 
 
 class DownBlock(nn.Module):
     """Both halves of the output are made of all channels, at stride 2."""
 
     channels: int
-    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """(inputs, H, W, B) to (channels, H / 2, W / 2, B)."""
-        norm = functools.partial(BatchNorm, lowering=self.lowering)
-        options: dict[str, Any] = {
-            "kernel_init": fan_in_uniform,
-            "lowering": self.lowering,
-        }
         inputs, half = len(x), self.channels // 2
-        left = Depthwise(stride=2, name="conv1", **options)(x)
-        left = norm(inputs, name="bn1")(left, train=train)
-        left = Pointwise(half, name="conv2", **options)(left)
-        left = nn.relu(norm(half, name="bn2")(left, train=train))
-        right = Pointwise(half, name="conv3", **options)(x)
-        right = nn.relu(norm(half, name="bn3")(right, train=train))
-        right = Depthwise(stride=2, name="conv4", **options)(right)
-        right = norm(half, name="bn4")(right, train=train)
-        right = Pointwise(half, name="conv5", **options)(right)
-        right = nn.relu(norm(half, name="bn5")(right, train=train))
+        left = Depthwise(stride=2, kernel_init=fan_in_uniform, name="conv1")(x)
+        left = BatchNorm(inputs, name="bn1")(left, train=train)
+        left = Pointwise(half, kernel_init=fan_in_uniform, name="conv2")(left)
+        left = nn.relu(BatchNorm(half, name="bn2")(left, train=train))
+        right = Pointwise(half, kernel_init=fan_in_uniform, name="conv3")(x)
+        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
+        right = Depthwise(stride=2, kernel_init=fan_in_uniform, name="conv4")(right)
+        right = BatchNorm(half, name="bn4")(right, train=train)
+        right = Pointwise(half, kernel_init=fan_in_uniform, name="conv5")(right)
+        right = nn.relu(BatchNorm(half, name="bn5")(right, train=train))
         x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
-        return ops.materialise(x, lowering=self.lowering)
+        return ops.materialise(x)

@@ -1,48 +1,47 @@
 """Operators on (channels, height, width, batch) arrays: what XLA does badly by itself.
 
 The batch is the last axis, so that every sum and product runs along one contiguous
-vector, and a channel is one contiguous slab.
+vector, and a channel is one contiguous slab. How an operator is written for a
+backend's compiler, its lowering, follows from the platform or from a context:
+
+    with ops.lowering("xla"):
+        logits = model.apply(variables, images)
 """
 
 from lrunet_jax.ops.avg_pool import avg_pool
-from lrunet_jax.ops.batch_norm import Moments, batch_norm, normalise
-from lrunet_jax.ops.channel_shuffle import channel_shuffle
+from lrunet_jax.ops.batch_norm import Moments, Norm, batch_norm
+from lrunet_jax.ops.channel_shuffle import channel_shuffle, shuffle, unshuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
-from lrunet_jax.ops.lowering import LOWERINGS, resolve
+from lrunet_jax.ops.lowerings import LOWERINGS, lowering, resolve
 from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
-from lrunet_jax.ops.reuse import (
-    Weights,
-    channel_orders,
-    enter_block,
-    leave_block,
-    reuse_eval,
-    reuse_train,
-    shuffle,
-    unshuffle,
-)
+from lrunet_jax.ops.reuse import ReuseCarry, begin_reuse, end_reuse, reuse
+from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights
+from lrunet_jax.ops.take_pixels import take_pixels
 
 __all__ = [
     "LOWERINGS",
     "Moments",
-    "Weights",
+    "Norm",
+    "ReuseCarry",
+    "ReuseMoments",
+    "ReuseWeights",
     "avg_pool",
     "batch_norm",
-    "channel_orders",
+    "begin_reuse",
     "channel_shuffle",
     "conv",
     "depthwise",
-    "enter_block",
-    "leave_block",
+    "end_reuse",
+    "lowering",
     "materialise",
     "max_pool",
-    "normalise",
     "pointwise",
     "resolve",
-    "reuse_eval",
-    "reuse_train",
+    "reuse",
     "shuffle",
+    "take_pixels",
     "unshuffle",
 ]

@@ -5,27 +5,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops.depthwise import depthwise
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.lowerings import choose
 
 
-def avg_pool(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
+def avg_pool(x: jax.Array, *, lowering: str | None = None) -> jax.Array:
     """The sum of each 3x3 window over 9, stride 2, padding 1.
 
     At the edge the zeros of the padding count, as PyTorch's default has it.
 
     Args:
       x: (C, H, W, B).
-      lowering: `auto` or one of `LOWERINGS`.
+      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
 
     Returns:
       (C, ceil(H / 2), ceil(W / 2), B), in x's dtype.
     """
-    return _LOWERINGS[resolve(lowering)](x)
+    return choose(_LOWERINGS, lowering)(x)
 
 
-def _mapped(x):
+def _cpu(x):
     kernel = jnp.full((3, 3, 1, x.shape[0]), 1 / 9, x.dtype)
-    return depthwise(x, kernel, stride=2, lowering="mapped")
+    return depthwise(x, kernel, stride=2, lowering="cpu")
 
 
 def _xla(x):
@@ -34,4 +34,4 @@ def _xla(x):
     return total / 9
 
 
-_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _xla}
+_LOWERINGS = {"cpu": _cpu, "xla": _xla}

@@ -7,26 +7,60 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lrunet_jax.ops.lowerings import resolve
 from lrunet_jax.ops.materialise import materialise
 
 EPSILON = 1e-5  # as the original
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of each channel, (C,), in at least float32."""
+    """Mean and variance of each channel, (C,), in at least float32."""
 
     mean: jax.Array
     variance: jax.Array
 
 
-def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, lowering: str = "auto"
-) -> tuple[jax.Array, Moments]:
-    """Normalises x (C, H, W, B) by its own moments, then scales and shifts it.
+class Norm(NamedTuple):
+    """The parameters of a batch norm, (C,) each.
 
-    The moments carry no gradient.
+    Attributes:
+      scale: that normalised values are multiplied by.
+      bias: that is added to them then.
+      running: the moments to normalise by; None for those of the batch.
     """
-    return _batch_norm(materialise(x, lowering=lowering), scale, bias, lowering)
+
+    scale: jax.Array
+    bias: jax.Array
+    running: Moments | None = None
+
+
+def batch_norm(
+    x: jax.Array, norm: Norm, *, lowering: str | None = None
+) -> tuple[jax.Array, Moments | None]:
+    """Batch normalisation: (x - mean) / sqrt(variance + EPSILON) * scale + bias.
+
+    Args:
+      x: (C, H, W, B).
+      norm: scale, bias and moments.
+      lowering: `auto` or one of `LOWERINGS`, by default as the context has it.
+
+    Returns:
+      The output, in x's shape and dtype, and where the batch's own moments were taken
+      (by their biased variance, as PyTorch) the estimate that they are of all images'
+      moments: the mean and the unbiased variance, without gradient.
+    """
+    if norm.running is not None:
+        return normalise(x, norm.scale, norm.bias, norm.running), None
+    return normalise_by_batch(x, norm, resolve(lowering))
+
+
+def normalise_by_batch(
+    x: jax.Array, norm: Norm, lowering: str
+) -> tuple[jax.Array, Moments]:
+    """`batch_norm` by the batch's own moments, in a lowering."""
+    x = materialise(x, lowering=lowering)
+    out, moments = _batch_norm(x, norm.scale, norm.bias, lowering)
+    return out, unbiased(moments, x[0].size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -58,7 +92,7 @@ _batch_norm.defvjp(_forward, _backward)
 
 
 def batch_moments(x: jax.Array) -> Moments:
-    """The moments of x (C, H, W, B) over everything but the channels."""
+    """The moments of x (C, H, W, B) over all but the channels; biased variance."""
     # Two passes: in float32, E[x^2] - E[x]^2 loses everything where the mean is a
     # thousand standard deviations.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -74,6 +108,12 @@ def normalise(
     centred = x - per_channel(moments.mean)
     factor = per_channel(scale * rsqrt(moments))
     return (centred * factor + per_channel(bias)).astype(x.dtype)
+
+
+def unbiased(moments: Moments, count: int) -> Moments:
+    """The moments with the unbiased variance, of `count` values a channel."""
+    factor = count / max(count - 1, 1)
+    return lax.stop_gradient(moments._replace(variance=moments.variance * factor))
 
 
 def rsqrt(moments: Moments) -> jax.Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops.conv import convolve
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.lowerings import choose
 from lrunet_jax.ops.materialise import in_memory
 from lrunet_jax.ops.windows import pad, windows
 
@@ -17,7 +17,7 @@ _DENSE_BLOCK = 128  # channels; the width of a TPU's matrix unit
 
 
 def depthwise(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, lowering: str = "auto"
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, lowering: str | None = None
 ) -> jax.Array:
     """Convolves each channel with its own M kernels of 3x3, padding 1.
 
@@ -26,19 +26,19 @@ def depthwise(
       kernel: (3, 3, 1, C * M), as Flax shapes a depthwise kernel; output channel
         c * M + m reads input channel c.
       stride: 1 or 2, in both directions.
-      lowering: `auto` or one of `LOWERINGS`.
+      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
 
     Returns:
       (C * M, ceil(H / stride), ceil(W / stride), B), in x's dtype.
     """
-    return _LOWERINGS[resolve(lowering)](x, kernel, stride)
+    return choose(_LOWERINGS, lowering)(x, kernel, stride)
 
 
 def _xla(x, kernel, stride):
     return convolve(x, kernel, stride, groups=x.shape[0])
 
 
-def _dense(x, kernel, stride):
+def _tpu(x, kernel, stride):
     channels = x.shape[0]
     block = max(n for n in range(1, _DENSE_BLOCK + 1) if channels % n == 0)
     kernels = kernel.reshape(3, 3, channels // block, block, -1)
@@ -48,15 +48,15 @@ def _dense(x, kernel, stride):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mapped(x, kernel, stride):
+def _cpu(x, kernel, stride):
     return shifted_sum(x, by_channel(kernel, x.shape[0]), stride)
 
 
-def _mapped_forward(x, kernel, stride):
-    return _mapped(x, kernel, stride), (x, kernel)
+def _cpu_forward(x, kernel, stride):
+    return _cpu(x, kernel, stride), (x, kernel)
 
 
-def _mapped_backward(stride, residuals, grad):
+def _cpu_backward(stride, residuals, grad):
     x, kernel = residuals
     grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
     kernels = by_channel(kernel, x.shape[0])
@@ -64,12 +64,12 @@ def _mapped_backward(stride, residuals, grad):
     return grad_x, by_position(grad_kernels).astype(kernel.dtype)
 
 
-_mapped.defvjp(_mapped_forward, _mapped_backward)
+_cpu.defvjp(_cpu_forward, _cpu_backward)
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {
-    "mapped": _mapped,
+    "cpu": _cpu,
     "xla": _xla,
-    "dense": _dense,
+    "tpu": _tpu,
 }
 
 

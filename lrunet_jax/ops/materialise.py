@@ -1,17 +1,17 @@
-"""Where XLA for CPU must have an array in memory."""
+"""The identity, where XLA for CPU must have an array in memory."""
 
 from typing import TypeVar
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.lowerings import resolve
 
 T = TypeVar("T")
 
 
-def materialise(x: T, *, lowering: str = "auto") -> T:
-    """X itself, and its gradient, with what made them computed once.
+def materialise(x: T, *, lowering: str | None = None) -> T:
+    """An identity whose input, and whose gradient, are computed once.
 
     XLA for CPU computes an elementwise expression anew in each of its readers: the
     output of a residual block was summed in each, and with it those of all blocks
@@ -23,14 +23,15 @@ def materialise(x: T, *, lowering: str = "auto") -> T:
     Args:
       x: an array of any shape, or a pytree of them. Nothing is computed from one of
         them before all are there.
-      lowering: `auto` or one of `LOWERINGS`; only `mapped` does anything.
+      lowering: `auto` or one of `LOWERINGS`, by default as the context has it; only
+        `cpu` does anything.
     """
-    return in_memory(x) if resolve(lowering) == "mapped" else x
+    return in_memory(x) if resolve(lowering) == "cpu" else x
 
 
 @jax.custom_vjp
 def in_memory(x: T) -> T:
-    """`materialise`, within the `mapped` lowering."""
+    """The same, within the `cpu` lowering."""
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
 

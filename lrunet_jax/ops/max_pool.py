@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.lowerings import choose
 
 
-def max_pool(x: jax.Array, *, lowering: str = "auto") -> jax.Array:
+def max_pool(x: jax.Array, *, lowering: str | None = None) -> jax.Array:
     """The maximum of each 3x3 window, stride 2, padding 1.
 
     The gradient goes to the first maximum of a window, row by row, as in PyTorch.
 
     Args:
       x: (C, H, W, B).
-      lowering: `auto` or one of `LOWERINGS`.
+      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
 
     Returns:
       (C, ceil(H / 2), ceil(W / 2), B), in x's dtype.
     """
-    return _LOWERINGS[resolve(lowering)](x)
+    return choose(_LOWERINGS, lowering)(x)
 
 
 def _xla(x):
@@ -35,7 +35,7 @@ def _xla(x):
     )
 
 
-def _mapped(x):
+def _cpu(x):
     # Columns, then rows: six comparisons in place of nine, and the first maximum of
     # the first of the greatest rows is the first of the window. The gradient of
     # `reduce_window` takes ten times as long.
@@ -84,4 +84,4 @@ def _views(x, axis):
     ]
 
 
-_LOWERINGS = {"mapped": _mapped, "xla": _xla, "dense": _xla}
+_LOWERINGS = {"cpu": _cpu, "xla": _xla}

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from lrunet_jax.ops.conv import convolve
-from lrunet_jax.ops.lowering import resolve
+from lrunet_jax.ops.lowerings import choose
 from lrunet_jax.ops.materialise import in_memory
 
 
 def pointwise(
-    x: jax.Array, kernel: jax.Array, *, groups: int = 1, lowering: str = "auto"
+    x: jax.Array, kernel: jax.Array, *, groups: int = 1, lowering: str | None = None
 ) -> jax.Array:
     """Mixes the channels of each group, pixel by pixel.
 
@@ -21,12 +21,12 @@ def pointwise(
       kernel: (1, 1, C / groups, out), as Flax shapes it; output channels are in the
         order of their groups.
       groups: a divisor of C and of out.
-      lowering: `auto` or one of `LOWERINGS`.
+      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
 
     Returns:
       (out, H, W, B), in x's dtype.
     """
-    return _LOWERINGS[resolve(lowering)](x, kernel.astype(x.dtype), groups)
+    return choose(_LOWERINGS, lowering)(x, kernel.astype(x.dtype), groups)
 
 
 def by_group(kernel: jax.Array, groups: int) -> jax.Array:
@@ -55,16 +55,16 @@ def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mapped(x, kernel, groups):
-    return _mapped_forward(x, kernel, groups)[0]
+def _cpu(x, kernel, groups):
+    return _cpu_forward(x, kernel, groups)[0]
 
 
-def _mapped_forward(x, kernel, groups):
+def _cpu_forward(x, kernel, groups):
     x = in_memory(x)
     return _mix_groups(by_group(kernel, groups), x), (x, kernel)
 
 
-def _mapped_backward(groups, residuals, grad):
+def _cpu_backward(groups, residuals, grad):
     x, kernel = residuals
     grad = in_memory(grad)
     transposed = jnp.swapaxes(by_group(kernel, groups), 1, 2)
@@ -83,7 +83,7 @@ def _kernel_gradient(x, grad, groups):
     return by_input(jnp.einsum("gop,gip->goi", grad, x))
 
 
-_mapped.defvjp(_mapped_forward, _mapped_backward)
+_cpu.defvjp(_cpu_forward, _cpu_backward)
 
 
 def _mix_groups(matrices, x):
@@ -96,12 +96,12 @@ def _xla(x, kernel, groups):
     return convolve(x, kernel, 1, groups=groups)
 
 
-def _dense(x, kernel, groups):
+def _tpu(x, kernel, groups):
     return mix(dense_matrix(by_group(kernel, groups)), x)
 
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {
-    "mapped": _mapped,
+    "cpu": _cpu,
     "xla": _xla,
-    "dense": _dense,
+    "tpu": _tpu,
 }

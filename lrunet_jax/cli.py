@@ -1,9 +1,7 @@
-"""What the commands have in common: arguments, tables, exit status.
-
-A user's mistake gets one clear line.
-"""
+"""Command lines: arguments, tables, exit status, one clear line for a mistake."""
 
 import argparse
+import asyncio
 import importlib.util
 import os
 import re
@@ -40,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """In the user's cache, unless JAX's own variables name a place or forbid it."""
+    """Keeps them in the user's cache, unless JAX's own variables say otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
         jax.config.update("jax_compilation_cache_dir", str(directory))
@@ -48,8 +46,10 @@ def _keep_compiled_programs() -> None:
 
 def _report_unraisable(unraisable: Any) -> None:
     # Where a checkpoint is damaged, Orbax gives up at the first array; TensorStore goes
-    # on reading the others, and complains for each that nobody listens any more.
-    if str(unraisable.exc_value) != "Event loop is closed":
+    # on reading the others, and calls back for each into an event loop that is closed.
+    trace = unraisable.exc_traceback
+    callback = asyncio.BaseEventLoop.call_soon_threadsafe.__code__
+    if trace is None or trace.tb_frame.f_code is not callback:
         sys.__unraisablehook__(unraisable)
 
 
@@ -95,7 +95,7 @@ def add_model_fields(parser: argparse.ArgumentParser, model: str) -> None:
 
 
 def model_from(args: argparse.Namespace) -> nn.Module:
-    """The model `args.model`, by its attributes among the arguments."""
+    """The model `args.model`, with its attributes among the arguments."""
     fields = model_fields(args.model)
     return create_model(args.model, **{name: getattr(args, name) for name in fields})
 
@@ -131,7 +131,7 @@ def _cell(value):
 
 
 def _bad_value(message):
-    """`config.batch_size is 'a'; it must be an int`, where that much is known."""
+    """A line like `batch_size is 'a'; it must be of type int`, if so much is known."""
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
     if not match:
         return _last_line(message)
@@ -142,7 +142,7 @@ def _bad_value(message):
 
 
 def _last_line(message):
-    """Without the traceback before it and the error's class."""
+    """The last line of a message, without the name of the error's class."""
     return re.sub(r"^\w+Error: ", "", message.strip().splitlines()[-1])
 
 

@@ -1,12 +1,11 @@
-"""What a person sees while an epoch goes on."""
+"""The progress of an epoch, shown while it goes on."""
 
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
 
-from lrunet_jax.state import Metrics
+from lrunet_jax.train.state import Metrics
 
 SECONDS_BETWEEN_LINES = 30  # without a terminal
 
@@ -53,24 +52,8 @@ class Progress:
         self._bar.close()
 
 
-def print_epoch(line: dict[str, Any], epochs: int) -> None:
-    """One line of `metrics.jsonl`, for a person."""
-    print(
-        f"epoch {line['epoch']}/{epochs}: "
-        f"train loss {line['train_loss']:.4f}, accuracy {line['train_accuracy']:.2%}"
-        + (
-            f"; test loss {line['test_loss']:.4f}, accuracy {line['test_accuracy']:.2%}"
-            if "test_loss" in line
-            else ""
-        )
-        + f"; learning rate {line['learning_rate']:.4g}, "
-        f"{line['images_per_second']:,.0f} images/s",
-        flush=True,
-    )
-
-
 def duration(seconds: float) -> str:
-    """As 2:03, or 1:02:03 from an hour on."""
+    """Seconds as 2:03, or as 1:02:03 from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

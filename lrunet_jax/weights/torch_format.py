@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from lrunet_jax.errors import InputError, in_one_line
-from lrunet_jax.whole_file import write_whole_file
+from lrunet_jax.files import write_whole
 
 # More than files of weights need, and little enough for any content to be harmless.
 MAX_BYTES = 1 << 26  # of a file; the networks here have about a million weights
@@ -117,7 +117,7 @@ def write(path: str | os.PathLike, tree: Any) -> None:
             archive.writestr(info, content)
     path = pathlib.Path(path)
     try:
-        write_whole_file(path, file.getvalue())
+        write_whole(path, file.getvalue())
     except OSError as error:
         raise InputError(f"{path} can't be written: {error.strerror}") from None
 

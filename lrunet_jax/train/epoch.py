@@ -1,4 +1,4 @@
-"""An epoch's steps, in device calls of a few seconds each."""
+"""The steps of an epoch, in device calls of a few seconds each."""
 
 import time
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lrunet_jax import data
-from lrunet_jax.state import TrainState
-from lrunet_jax.steps import Augment, data_shardings, make_train_call
+from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.state import TrainState
+from lrunet_jax.train.step import Augment, make_train_call
 
 # How long a person, or a signal, waits. On CPU each call gets its memory fresh from the
 # system, and for ShuffleNet those page faults take as long as a step: half as many
@@ -52,7 +53,7 @@ class EpochLoop:
         ]
 
     def run(self, state: TrainState) -> Iterator[TrainState]:
-        """What is left of the state's epoch: yields the state after every call."""
+        """Trains to the end of the state's epoch; yields the state after each call."""
         full, tail = self._batches(int(state.epoch))
         step = int(state.metrics.count) // self._batch_size
         for program, batches, offset in zip(
@@ -76,5 +77,5 @@ class EpochLoop:
 
 
 def steps_per_call(seconds: float, call_seconds: float = SECONDS_PER_CALL) -> int:
-    """How many steps of so many seconds make a device call of `call_seconds`."""
+    """The number of steps, each of `seconds`, in a device call of `call_seconds`."""
     return max(1, round(call_seconds / seconds))

@@ -1,8 +1,9 @@
 """Checkpoints of a run: the two latest and the best, written in the background."""
 
+import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,20 +12,22 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.errors import InputError, in_one_line, require
-from lrunet_jax.metrics import accuracy_of
-from lrunet_jax.state import TrainState
+from lrunet_jax.runs.earlier import translate
+from lrunet_jax.runs.record import accuracy_of
+
+State = TypeVar("State")  # a dataclass, as of `flax.struct`
 
 
 class Checkpoints:
     """The checkpoints in a directory, by step.
 
-    Each holds the state (parameters, batch statistics, their moving averages, input
-    statistics, optimiser state, the epoch's running metrics), the run's config, and the
-    test metrics where the step was evaluated. A save that was killed half way is not
-    there afterwards.
+    Each holds the arrays of the training state, the run's config, and the test
+    metrics where the step was evaluated. A save that was killed half way is not there
+    afterwards.
     """
 
     def __init__(self, directory: epath.Path):
+        """Opens the directory, and makes it if need be."""
         self._directory = directory
         self._saved_at = time.monotonic()
         policies = [
@@ -33,44 +36,38 @@ class Checkpoints:
                 get_metric_fn=accuracy_of, n=1, keep_checkpoints_without_metrics=False
             ),
         ]
-        options = ocp.CheckpointManagerOptions(
-            best_fn=accuracy_of,
+        self._manager = _manager(
+            directory,
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
-        )
-        self._manager = ocp.CheckpointManager(
-            directory,
-            options=options,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "config": ocp.JsonCheckpointHandler(),
-            },
         )
 
     def save(
         self,
-        state: TrainState,
+        step: int,
+        state: Any,
         config: dict[str, Any],
         test: dict[str, float] | None = None,
     ) -> None:
-        """Starts to write a checkpoint of `state` at its step.
+        """Starts to write a checkpoint.
 
         Args:
-          state: to be stored.
+          step: its name.
+          state: whose arrays are stored, all fields of them.
           config: of the run, as plain containers.
           test: `test_loss`, `test_accuracy` and their like, if it was evaluated.
         """
         self._saved_at = time.monotonic()
         self._manager.save(
-            int(state.step),
+            step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_arrays(state)),
+                state=ocp.args.PyTreeSave(array_fields(state)),
                 config=ocp.args.JsonSave(config),
             ),
             metrics=test,
         )
 
-    def restore_latest(self, state: TrainState) -> tuple[TrainState, dict] | None:
+    def restore_latest(self, state: State) -> tuple[State, dict[str, Any]] | None:
         """The newest state that can be read, and the config it was stored with.
 
         A damaged checkpoint is named, set aside (`STEP.damaged`), and the one before
@@ -88,13 +85,14 @@ class Checkpoints:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._restore(step, state)
+                fields = _restore_state(self._manager, step, array_fields(state))
+                config = _restore_config(self._manager, step)
             except Exception as error:  # Orbax has many names for damage
                 damaged.append(step)
                 print(f"checkpoint {step} can't be read: {in_one_line(error)}")
             else:
                 self._set_aside(damaged)
-                return restored
+                return dataclasses.replace(state, **fields), config  # type: ignore[type-var]
         if damaged:
             raise InputError(f"no checkpoint in {self._directory} can be read")
         return None
@@ -106,30 +104,17 @@ class Checkpoints:
         if steps:
             self._manager.reload()
 
-    def _restore(self, step, state):
-        target = _arrays(state)
-        stored = self._manager.item_metadata(step)["state"].tree
-        require_same_leaves(target, stored)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), config=ocp.args.JsonRestore()
-            ),
-        )
-        return state.replace(**restored["state"]), restored["config"]
-
-    def seconds_since_save(self) -> float:
-        """Since the last checkpoint was begun, or this object was made."""
-        return time.monotonic() - self._saved_at
+    def minutes_since_save(self) -> float:
+        """The time since the last checkpoint was begun, or this object was made."""
+        return (time.monotonic() - self._saved_at) / 60
 
     def latest_path(self) -> epath.Path | None:
-        """Where the newest checkpoint is."""
+        """The newest checkpoint's directory; None if there is none."""
         step = self._manager.latest_step()
         return None if step is None else self.path(step)
 
     def path(self, step: int) -> epath.Path:
-        """Where the checkpoint of a step is."""
+        """The directory of a step's checkpoint."""
         return self._directory / str(step)
 
     def close(self) -> None:
@@ -157,35 +142,16 @@ def read_checkpoint(
     Raises:
       InputError: if it is not there, can't be read, or holds something else.
     """
-    options = ocp.CheckpointManagerOptions(best_fn=accuracy_of, read_only=True)
-    handlers = {
-        "state": ocp.PyTreeCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
-    }
     try:
-        with ocp.CheckpointManager(
-            directory, options=options, item_handlers=handlers
-        ) as manager:
+        with _manager(directory, read_only=True) as manager:
             steps = sorted(manager.all_steps())
             if step is None:
                 best = manager.best_step()
                 step = manager.latest_step() if best is None else best
-            require(
-                step in steps, "step", step, f"one of those in {directory}: {steps}"
-            )
-            only_config = ocp.args.Composite(config=ocp.args.JsonRestore())
-            config = manager.restore(step, args=only_config)["config"]
-            wanted = describe(config)
-            stored = manager.item_metadata(step)["state"].tree
-            require_same_leaves(wanted, {name: stored.get(name, {}) for name in wanted})
-            numpy = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-            )
-            arguments = ocp.args.PyTreeRestore(
-                wanted, restore_args=numpy, partial_restore=True
-            )
-            only_state = ocp.args.Composite(state=arguments)
-            state = manager.restore(step, args=only_state)["state"]
+            allowed = f"one of those in {directory}: {steps}"
+            require(step in steps, "step", step, allowed)
+            config = _restore_config(manager, step)
+            state = _restore_state(manager, step, describe(config))
             metrics = manager.metrics(step) or {}
     except InputError:
         raise
@@ -197,17 +163,12 @@ def read_checkpoint(
     return step, state, config, metrics
 
 
-def _arrays(state):
-    """The state's arrays by field, without its functions."""
+def array_fields(state: Any) -> dict[str, Any]:
+    """The fields of a dataclass of `flax.struct` that hold arrays, by name."""
     return {
-        "step": state.step,
-        "params": state.params,
-        "batch_stats": state.batch_stats,
-        "input_stats": state.input_stats,
-        "ema": state.ema,
-        "opt_state": state.opt_state,
-        "epoch": state.epoch,
-        "metrics": state.metrics,
+        field.name: getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if field.metadata.get("pytree_node", True)
     }
 
 
@@ -218,14 +179,61 @@ def require_same_leaves(target: Any, stored: Any) -> None:
       ValueError: that names the first leaf that differs.
     """
     describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
-    named = lambda tree: {
-        jax.tree_util.keystr(path, simple=True, separator="/"): describe(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    expected, found = named(target), named(stored)
+    expected, found = _by_name(target), _by_name(stored)
     for name in sorted(expected | found):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"{name} is {found.get(name, 'not there')}, not "
-                f"{expected.get(name, 'expected')}"
-            )
+        wanted = describe(expected[name]) if name in expected else "expected"
+        there = describe(found[name]) if name in found else "not there"
+        if wanted != there:
+            raise ValueError(f"{name} is {there}, not {wanted}")
+
+
+def _manager(directory, **options):
+    items = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    arrays, json = ocp.PyTreeCheckpointHandler(), ocp.JsonCheckpointHandler()
+    items.add("state", ocp.args.PyTreeSave, arrays)
+    items.add("state", ocp.args.PyTreeRestore, arrays)
+    items.add("config", ocp.args.JsonSave, json)
+    items.add("config", ocp.args.JsonRestore, json)
+    return ocp.CheckpointManager(
+        directory,
+        options=ocp.CheckpointManagerOptions(best_fn=accuracy_of, **options),
+        handler_registry=items,
+    )
+
+
+def _restore_config(manager, step):
+    only = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return translate(manager.restore(step, args=only)["config"])
+
+
+def _restore_state(manager, step, target):
+    """The fields of `target`: in its shardings, where it has any, else in NumPy."""
+    stored = manager.item_metadata(step)["state"].tree
+    stored = {name: stored.get(name, {}) for name in target}
+    require_same_leaves(target, translate(stored))
+    wanted = _by_name(target)
+
+    def restore_args(path, _):
+        sharding = getattr(wanted.get(_name(path)), "sharding", None)
+        if sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=sharding)
+
+    abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    arguments = ocp.args.PyTreeRestore(
+        jax.tree.map(abstract, stored),
+        restore_args=jax.tree_util.tree_map_with_path(restore_args, stored),
+        partial_restore=True,
+    )
+    only = ocp.args.Composite(state=arguments)
+    found = _by_name(translate(manager.restore(step, args=only)["state"]))
+    return jax.tree_util.tree_map_with_path(lambda path, _: found[_name(path)], target)
+
+
+def _by_name(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
-from lrunet_jax.state_dict import to_state_dict
+from lrunet_jax.weights.state_dict import to_state_dict
 
 
 def create_torch_model(
@@ -27,17 +27,17 @@ def create_torch_model(
       image_channels: 3, or 1 for grey images.
       num_classes: logits.
       width_mult: as the model's attribute.
-      **kwargs: other attributes of the model; those of the operators are ignored.
+      **kwargs: other attributes of the model.
     """
-    for field in ("lowering", "unroll"):
-        kwargs.pop(field, None)
     return _MODELS[name](image_channels, num_classes, width_mult, **kwargs)
 
 
 def from_variables(
     arguments: Mapping[str, Any], image_channels: int, variables: Any
 ) -> nn.Module:
-    """A network with our `variables`, in channels_last, PyTorch's fastest order on CPU.
+    """The network in PyTorch with the `variables` of the one here.
+
+    It is in channels_last, the fastest order of PyTorch on CPU.
 
     Args:
       arguments: of `create_model`, `name` among them.
@@ -53,19 +53,19 @@ def from_variables(
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1):
-    """Without bias, padded so that stride 1 keeps the size."""
+    """A convolution without bias, padded so that stride 1 keeps the size."""
     return nn.Conv2d(
         inputs, outputs, size, stride, size // 2, groups=groups, bias=False
     )
 
 
 def channel_shuffle(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """One channel of each group after the other."""
+    """A permutation: one channel of each group after the other."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def init_he_normal(model: nn.Module) -> None:
-    """Every convolution from a normal with variance 2 / (kh * kw * out)."""
+    """Draws every kernel from a normal with variance 2 / (kh * kw * out)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             kernel = module.weight
@@ -77,7 +77,7 @@ def init_he_normal(model: nn.Module) -> None:
 
 
 class LruNet(nn.Module):
-    """As `lrunet_jax.models.LruNet`."""
+    """The counterpart of `lrunet_jax.models.LruNet`."""
 
     def __init__(self, image_channels, classes, width_mult, layer_reuse=8, drop=0.5):
         super().__init__()
@@ -138,7 +138,7 @@ class ReuseBlock(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """As `lrunet_jax.models.MobileNet`."""
+    """The counterpart of `lrunet_jax.models.MobileNet`."""
 
     def __init__(self, image_channels, classes, width_mult, drop=0.2):
         super().__init__()
@@ -179,7 +179,7 @@ class DepthwiseSeparable(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """As `lrunet_jax.models.MobileNetV2`."""
+    """The counterpart of `lrunet_jax.models.MobileNetV2`."""
 
     def __init__(self, image_channels, classes, width_mult, drop=0.2):
         super().__init__()
@@ -231,7 +231,7 @@ class InvertedResidual(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """As `lrunet_jax.models.ShuffleNet`."""
+    """The counterpart of `lrunet_jax.models.ShuffleNet`."""
 
     def __init__(self, image_channels, classes, width_mult, groups=3):
         super().__init__()
@@ -281,7 +281,7 @@ class Bottleneck(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """As `lrunet_jax.models.ShuffleNetV2`."""
+    """The counterpart of `lrunet_jax.models.ShuffleNetV2`."""
 
     def __init__(self, image_channels, classes, width_mult):
         super().__init__()

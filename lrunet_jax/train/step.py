@@ -1,15 +1,17 @@
-"""One training step and one evaluation step, and device calls that run many."""
+"""One training step, and device calls that run many."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from lrunet_jax.data import Split
-from lrunet_jax.state import Metrics, TrainState, cross_entropy
+from lrunet_jax import data
+from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.state import Metrics, TrainState, cross_entropy
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -40,23 +42,19 @@ def train_step(
         return jnp.mean(losses), (losses, logits, updates)
 
     gradients = jax.grad(loss_fn, has_aux=True)
-    grads, (losses, logits, updates) = gradients(state.params)
+    grads, (losses, logits, new) = gradients(state.params)
+    updates, opt_state = state.tx.update(
+        grads, state.opt_state, state.params, epoch=state.epochs_done()
+    )
     metrics = Metrics.of(losses, logits, labels, jnp.ones(labels.shape, bool))
-    state = state.apply_gradients(
-        grads=grads,
-        batch_stats=updates["batch_stats"],
+    state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=new["batch_stats"],
+        opt_state=opt_state,
         metrics=state.metrics + metrics,
     )
     return state.update_ema()
-
-
-def eval_step(
-    state: TrainState, images: jax.Array, labels: jax.Array, mask: jax.Array
-) -> Metrics:
-    """The metrics of those images of a batch that `mask` (B,) keeps."""
-    logits = state.apply_fn(state.variables(), images, train=False)
-    losses = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-    return Metrics.of(losses, logits, labels, mask)
 
 
 def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any:
@@ -72,14 +70,13 @@ def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any
     """
     replicated, sharded = data_shardings(mesh)
 
-    def call(state, data, batches, start, stop, key):
+    def call(state, split, batches, start, stop, key):
         def body(i, state):
             augment_key, step_key = jax.random.split(
                 jax.random.fold_in(key, state.step)
             )
-            images, labels = _take(data, batches[i], sharded)
-            images = augment(augment_key, images)
-            images = _to_float(images).astype(dtype)
+            images, labels = take_batch(split, batches[i], sharded)
+            images = data.to_float(augment(augment_key, images), dtype)
             return train_step(state, images, labels, step_key)
 
         return lax.fori_loop(start, stop, body, state)
@@ -87,43 +84,10 @@ def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any
     return jax.jit(call, donate_argnums=0, out_shardings=replicated)
 
 
-def make_eval_call(mesh: Mesh) -> Any:
-    """A jitted function (state, data, batches) -> Metrics over all the batches.
-
-    The batches (n, B) are image indices, -1 where there is none.
-    """
-    replicated, sharded = data_shardings(mesh)
-
-    def call(state, data, batches):
-        def body(i, metrics):
-            indices = batches[i]
-            images, labels = _take(data, jnp.maximum(indices, 0), sharded)
-            return metrics + eval_step(state, _to_float(images), labels, indices >= 0)
-
-        return lax.fori_loop(0, batches.shape[0], body, Metrics.zero())
-
-    return jax.jit(call, out_shardings=replicated)
-
-
-def make_mesh() -> Mesh:
-    """All devices along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-
-
-def data_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """What all devices hold, and what is split between them along its first axis."""
-    return (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("data")),
-    )
-
-
-def _take(data: Split, indices, sharding):
-    """A batch by its indices, split between the devices where they divide it."""
+def take_batch(
+    split: data.Split, indices: jax.Array, sharding: NamedSharding
+) -> tuple[jax.Array, jax.Array]:
+    """The images and labels at `indices`, split between devices that divide them."""
     if indices.shape[0] % sharding.mesh.size == 0:
         indices = lax.with_sharding_constraint(indices, sharding)
-    return data.images[indices], data.labels[indices]
-
-
-def _to_float(images):
-    return images.astype(jnp.float32) / 255
+    return split.images[indices], split.labels[indices]

@@ -6,8 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lrunet_jax.data import NUM_CLASSES
+from lrunet_jax.data import describe
 from lrunet_jax.errors import InputError, in_one_line, require_known
+from lrunet_jax.models import create_model, summarise
 
 # The original's repository, at a commit.
 BASE_URL = (
@@ -38,14 +39,19 @@ class Published(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The published one, a fraction."""
+        """The published accuracy, a fraction."""
         return self.correct / NUM_IMAGES
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """Of `create_model`, `name` and `num_classes` among them."""
-        classes = NUM_CLASSES[self.dataset]
+        """The arguments of `create_model`, `name` and `num_classes` among them."""
+        classes = describe(self.dataset).num_classes
         return {"name": self.model, "num_classes": classes, **self.arguments}
+
+    def costs(self) -> dict[str, int]:
+        """The costs of the model for an image of its data set, see `summarise`."""
+        model = create_model(**self.model_arguments)
+        return summarise(model, describe(self.dataset).image_shape)
 
 
 PUBLISHED = {
@@ -232,8 +238,25 @@ def fetch(name: str) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def published_accuracy(config: Mapping[str, Any]) -> float | None:
+    """The accuracy that was published of a run's network on its data set.
+
+    Args:
+      config: of the run, its fields by their dotted names.
+
+    Returns:
+      A fraction; None if there is none.
+    """
+    for entry in PUBLISHED.values():
+        fields = {"model.name": entry.model, "dataset": entry.dataset}
+        fields |= {f"model.{name}": value for name, value in entry.arguments.items()}
+        if fields.items() <= config.items():
+            return entry.accuracy
+    return None
+
+
 def file_name(name: str) -> str:
-    """Of the checkpoint `name`."""
+    """The file name of the checkpoint `name`."""
     return f"{name}-ckpt-{PUBLISHED[name].suffix}.t7"
 
 

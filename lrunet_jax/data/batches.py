@@ -1,11 +1,11 @@
-"""Which images are in which step."""
+"""Batches: the images of each step."""
 
 import numpy as np
 
 
-def steps_per_epoch(num_images: int, batch_size: int) -> int:
-    """Batches in an epoch, the last and smaller one included."""
-    return -(-num_images // batch_size)
+def last_batch_size(num_images: int, batch_size: int) -> int:
+    """The images in the last batch of an epoch."""
+    return (num_images - 1) % batch_size + 1
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -27,8 +27,7 @@ def train_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.nd
 
 def eval_batches(num_images: int, batch_size: int) -> np.ndarray:
     """Every image once, in order: (n, batch_size) int32, padded with -1."""
-    batches = np.full(
-        steps_per_epoch(num_images, batch_size) * batch_size, -1, np.int32
-    )
+    count = -(-num_images // batch_size)
+    batches = np.full(count * batch_size, -1, np.int32)
     batches[:num_images] = np.arange(num_images)
     return batches.reshape(-1, batch_size)

@@ -1,4 +1,4 @@
-"""What the logits of a batch are compared with: labels, smoothed and mixed."""
+"""The targets that logits are compared with: labels, smoothed and mixed."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Targets = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array
 def make_targets(
     num_classes: int, label_smoothing: float = 0.0, mixup: float = 0.0
 ) -> Targets:
-    """The recipe's targets, as a function of a key, a batch's images and its labels.
+    """The targets of a recipe, as a function of a key, images and labels.
 
     Args:
       num_classes: of the data set.

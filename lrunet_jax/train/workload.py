@@ -1,4 +1,4 @@
-"""What is timed: a model's training step and its inference, here and in PyTorch."""
+"""The work that the benchmark times: training and inference, here and in PyTorch."""
 
 import contextlib
 import multiprocessing
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import linen as nn
 from jax import lax
 
 from lrunet_jax import data
-from lrunet_jax.optim import create_optimizer
-from lrunet_jax.state import create_train_state
-from lrunet_jax.steps import data_shardings, make_mesh, make_train_call
+from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.optim import create_optimizer
+from lrunet_jax.train.state import create_train_state
+from lrunet_jax.train.step import make_train_call
 
 CROP = 32  # pixels that a training step sees, of images of 28 too
 MAX_COUNT = 100  # steps in a turn
@@ -26,7 +26,7 @@ Timed = Callable[[int], Any]  # does its work so many times, returns when it is 
 
 
 class Workload(NamedTuple):
-    """What is timed.
+    """Functions to time.
 
     Attributes:
       step: training steps, in one device call.
@@ -42,7 +42,7 @@ class Workload(NamedTuple):
 def our_workload(
     model: nn.Module, split: data.Split, dtype: str
 ) -> tuple[Workload, dict[str, Any], dict[str, float]]:
-    """The workload of `model`, with batches of all that `split` holds.
+    """The workload of `model`, in batches of the whole `split`.
 
     Returns:
       The workload, the weights that it begins with, and the figures of the training
@@ -51,18 +51,15 @@ def our_workload(
     mesh = make_mesh()
     replicated, _ = data_shardings(mesh)
     batch_size, *image_shape = split.images.shape
-    config = ml_collections.ConfigDict(
-        {"weight_decay": 5e-4, "decay_of": "all", "momentum": 0.9, "nesterov": False}
+    tx = create_optimizer(lambda epoch: 0.1)
+    state = create_train_state(
+        model, tx, jax.random.key(0), tuple(image_shape), num_images=batch_size
     )
-    tx = create_optimizer(config, lambda step: 0.1)
-    state = create_train_state(model, tx, jax.random.key(0), tuple(image_shape))
     state = jax.device_put(state, replicated)
     variables = jax.tree.map(np.asarray, state.learned())
     split = jax.device_put(split, replicated)
     key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(
-        size=CROP, padding=4, rotation=10.0, flip=True, lowering=model.lowering
-    )
+    augment = data.make_augment(size=CROP, padding=4, rotation=10.0, flip=True)
     batches = jnp.tile(jnp.arange(batch_size, dtype=jnp.int32), (MAX_COUNT, 1))
     batches = jax.device_put(batches, replicated)
     lowered = make_train_call(augment, mesh, dtype).lower(
@@ -81,7 +78,7 @@ def our_workload(
         jax.block_until_ready(state.step)
 
     on_device = jax.device_put(variables, replicated)
-    images = (split.images.astype(jnp.float32) / 255).astype(dtype)
+    images = data.to_float(split.images, dtype)
     two_batches = jnp.stack([images, images[::-1]])  # no trip repeats the one before
     logits = jnp.zeros((batch_size, model.num_classes), dtype)
 
@@ -104,7 +101,7 @@ def our_workload(
 def random_split(
     model: nn.Module, size: int, image_shape: tuple[int, int, int]
 ) -> data.Split:
-    """So many random images (H, W, channels), with labels for `model`."""
+    """A split of `size` random images (H, W, channels), with labels for `model`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, *image_shape), np.uint8)
     return data.Split(images, rng.integers(0, model.num_classes, size, np.int32))
@@ -113,7 +110,7 @@ def random_split(
 def torch_workload(
     arguments: dict[str, Any], variables: dict[str, Any], split: data.Split
 ) -> Workload:
-    """PyTorch's workload, in a process beside no other threads, as its users have it.
+    """The workload in PyTorch, in a process that no threads of JAX share.
 
     Args:
       arguments: of `create_torch_model`.
@@ -149,7 +146,7 @@ def _serve(connection, arguments, variables, split):
 def _torch_workload(arguments, variables, split):
     import torch
 
-    from lrunet_jax.torch_models import from_variables
+    from lrunet_jax.weights.torch_models import from_variables
 
     torch.set_num_threads(os.cpu_count() or 1)
     model = from_variables(arguments, split.images.shape[3], variables)

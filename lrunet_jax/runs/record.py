@@ -6,10 +6,12 @@ from typing import Any
 
 from etils import epath
 
+from lrunet_jax.files import write_whole
+
 Line = dict[str, Any]  # of the record: an epoch
 
 
-class MetricsLog:
+class Record:
     """`metrics.jsonl` and `tensorboard/` in a run's workdir.
 
     What a resumed run has not done yet is cut off, so that the record is that of an
@@ -21,7 +23,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter  # slow to import, for those who train
 
         self._path = workdir / "metrics.jsonl"
-        self.lines = [line for line in _read(self._path) if line["step"] <= step]
+        self.lines = [line for line in read_lines(workdir) if line["step"] <= step]
         self._write()
         self._events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None
@@ -41,21 +43,17 @@ class MetricsLog:
         self._events.close()
 
     def _write(self):
-        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        write_whole(self._path, text)
+
+
+def read_lines(workdir: epath.Path) -> list[Line]:
+    """The lines of a run's record; none where there is no record."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def accuracy_of(metrics: Mapping[str, float]) -> float:
     """The test accuracy: of the averaged weights, if there are any."""
     return metrics.get("test_ema_accuracy", metrics["test_accuracy"])
-
-
-def write_whole(path: epath.Path, text: str) -> None:
-    """Replaces a file's text, so that a crash leaves the old or the new."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def _read(path):
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]

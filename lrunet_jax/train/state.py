@@ -1,4 +1,4 @@
-"""What a step changes: the training state, with the epoch's running sums."""
+"""The training state, with the running sums of the epoch in progress."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import struct
 from flax.training import train_state
 
-from lrunet_jax.targets import Targets, make_targets
+from lrunet_jax.train.targets import Targets, make_targets
 
 
 class Metrics(struct.PyTreeNode):
@@ -21,7 +21,7 @@ class Metrics(struct.PyTreeNode):
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """Of no images."""
+        """The sums over no images."""
         zero = lambda dtype: jnp.zeros((), dtype)  # a buffer each: they are donated
         return cls(zero(jnp.float32), zero(jnp.int32), zero(jnp.int32))
 
@@ -29,7 +29,14 @@ class Metrics(struct.PyTreeNode):
     def of(
         cls, losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> "Metrics":
-        """Of the images (B,) that `mask` keeps, with their logits (B, classes)."""
+        """The sums over those images of a batch that `mask` (B,) keeps.
+
+        Args:
+          losses: (B,).
+          logits: (B, classes).
+          labels: (B,).
+          mask: (B,) bool.
+        """
         correct = (jnp.argmax(logits, -1) == labels) & mask
         return cls(
             jnp.sum(jnp.where(mask, losses, 0)),
@@ -40,10 +47,10 @@ class Metrics(struct.PyTreeNode):
     def __add__(self, other: "Metrics") -> "Metrics":
         return jax.tree.map(lambda a, b: (a + b).astype(a.dtype), self, other)
 
-    def means(self) -> dict[str, float]:
-        """`loss` and `accuracy`, the latter a fraction, on the host."""
+    def means(self, prefix: str = "") -> dict[str, float]:
+        """`loss` and `accuracy`, the latter a fraction, on the host, with a prefix."""
         loss, correct, count = map(float, (self.loss, self.correct, self.count))
-        return {"loss": loss / count, "accuracy": correct / count}
+        return {f"{prefix}loss": loss / count, f"{prefix}accuracy": correct / count}
 
 
 class TrainState(train_state.TrainState):
@@ -57,6 +64,7 @@ class TrainState(train_state.TrainState):
       metrics: of the epoch in progress; its count says how far that is.
       targets: what a batch is trained on, see `make_targets`.
       ema_decay: of the moving averages.
+      num_images: in an epoch.
     """
 
     batch_stats: Any
@@ -66,6 +74,15 @@ class TrainState(train_state.TrainState):
     metrics: Metrics
     targets: Targets = struct.field(pytree_node=False)
     ema_decay: float = struct.field(pytree_node=False)
+    num_images: int = struct.field(pytree_node=False)
+
+    def epochs_done(self) -> jax.Array:
+        """The epochs done, with the fraction of the one in progress."""
+        return self.epoch + self.metrics.count / self.num_images
+
+    def epoch_is_done(self) -> bool:
+        """Whether all images of the epoch in progress have been seen."""
+        return int(self.metrics.count) >= self.num_images
 
     def begin_with(self, variables: dict[str, Any]) -> "TrainState":
         """This state with other `params` and `batch_stats`, and averages of them."""
@@ -74,22 +91,24 @@ class TrainState(train_state.TrainState):
         return self.replace(**variables, ema=averages)
 
     def learned(self) -> dict[str, Any]:
-        """The variables that training changes."""
+        """The variables that training changes: `params` and `batch_stats`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def variables(self) -> dict[str, Any]:
-        """What the network is applied to."""
+        """The variables that the network is applied with."""
         return self.learned() | {"input_stats": self.input_stats}
 
-    def evaluated(self) -> dict[str, "TrainState"]:
-        """The states that are evaluated, by the prefix of their metrics."""
-        raw = {"test": self}
-        return raw | {"test_ema": self.replace(**self.ema)} if self.ema else raw
+    def evaluated(self) -> dict[str, dict[str, Any]]:
+        """The variables that are evaluated, by the prefix of their metrics."""
+        raw = {"test_": self.variables()}
+        return raw | {"test_ema_": self.variables() | self.ema} if self.ema else raw
 
     def update_ema(self) -> "TrainState":
-        """The averages a step later, more of it at first: by (1 + step) / (10 + step).
+        """The state with its averages moved towards the weights.
 
-        As TensorFlow's ExponentialMovingAverage with `num_updates`.
+        The decay is at most (1 + step) / (10 + step), so that the averages follow
+        faster at first, as in TensorFlow's ExponentialMovingAverage with
+        `num_updates`.
         """
         decay = jnp.minimum(self.ema_decay, (1 + self.step) / (10 + self.step))
         new = {name: self.learned()[name] for name in self.ema}
@@ -108,6 +127,8 @@ def create_train_state(
     key: jax.Array,
     image_shape: tuple[int, int, int],
     *,
+    num_images: int,
+    input_stats: dict[str, Any] | None = None,
     targets: Targets | None = None,
     ema_decay: float = 0.0,
 ) -> TrainState:
@@ -118,6 +139,9 @@ def create_train_state(
       tx: the optimiser.
       key: of the weights.
       image_shape: (H, W, channels).
+      num_images: in an epoch.
+      input_stats: `mean` and `std` (channels,) by which images are normalised; by
+        default they are not.
       targets: what a batch is trained on; by default its labels as they are.
       ema_decay: of the moving averages; 0 for none.
     """
@@ -128,12 +152,13 @@ def create_train_state(
         state = TrainState.create(
             apply_fn=model.apply,
             tx=tx,
-            input_stats={},
+            input_stats=input_stats or {},
             ema={},
             epoch=jnp.zeros((), jnp.int32),
             metrics=Metrics.zero(),
             targets=targets or make_targets(model.num_classes),
             ema_decay=ema_decay,
+            num_images=num_images,
             **variables,
         )
         # Flax begins with an int.
@@ -142,7 +167,19 @@ def create_train_state(
     return create(key)
 
 
+@jax.jit
+def is_finite(state: TrainState) -> jax.Array:
+    """Whether loss, parameters and statistics are all finite."""
+    leaves = jax.tree.leaves((state.metrics.loss, state.params, state.batch_stats))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Of each image, (B,), in at least float32; logits and targets (B, classes)."""
+    """The cross entropy of each image, (B,), in at least float32.
+
+    Args:
+      logits: (B, classes).
+      targets: (B, classes), the share of each class.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return optax.softmax_cross_entropy(logits, targets)

@@ -1,0 +1,50 @@
+"""Facts about a data set: the shape of its images and its classes."""
+
+import dataclasses
+import functools
+
+from lrunet_jax.data.tfds import tfds_builder
+from lrunet_jax.errors import require_known
+
+_KNOWN = {  # (H, W, channels) and classes
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "digits": ((32, 32, 1), 10),
+    "fashion_mnist": ((28, 28, 1), 10),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """A data set without its images.
+
+    Attributes:
+      name: of the set.
+      data_dir: directory of TFDS; empty for the default.
+      image_shape: (H, W, channels).
+      num_classes: labels are below it.
+    """
+
+    name: str
+    data_dir: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of their labels."""
+        if self.name == "digits":
+            return list("0123456789")
+        builder = tfds_builder(self.name, self.data_dir)
+        return builder.info.features["label"].names
+
+
+def describe(name: str, data_dir: str = "") -> DatasetInfo:
+    """The facts about the data set `name`; arguments as for `load_split`.
+
+    Raises:
+      InputError: for an unknown name.
+    """
+    require_known("dataset", name, _KNOWN)
+    image_shape, num_classes = _KNOWN[name]
+    return DatasetInfo(name, data_dir, image_shape, num_classes)

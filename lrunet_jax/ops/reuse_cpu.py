@@ -1,0 +1,175 @@
+"""The reuse block's iteration for CPU: one group of channels at a time.
+
+The groups never meet between two shuffles, so each goes through the whole iteration
+while it is in cache, and nothing but the iteration's input and the moments is kept for
+the backward pass, which is written by hand:
+
+With y the depthwise output, h = (y - mean1) / std1 its normalised form, P the
+pointwise matrix and s the first norm's scale, the second norm meets z = P (s h + b)
+and takes its own mean away, so z is (P s / std1) y =: F y here, up to a constant per
+channel, and the first norm's bias b has no gradient at all. Let gz be the gradient of
+z. The second norm makes its sum 0. Then, without another pass over the data, the two
+sums that the first norm's gradient needs are
+
+    sum(gh) = 0        sum(gh * h) = sum over outputs of (P s) * (gz h^T)
+
+and gz h^T is the product that the gradient of P needs as well.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lrunet_jax.ops.batch_norm import (
+    Moments,
+    Norm,
+    batch_moments,
+    normalise,
+    per_channel,
+    rsqrt,
+    unbiased,
+)
+from lrunet_jax.ops.blocks import merge, split
+from lrunet_jax.ops.channel_shuffle import interleave
+from lrunet_jax.ops.depthwise import (
+    by_channel,
+    by_position,
+    shifted_sum,
+    shifted_sum_gradients,
+)
+from lrunet_jax.ops.materialise import in_memory
+from lrunet_jax.ops.pointwise import by_group, by_input, mix
+from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
+
+
+def grouped_iteration(
+    x: jax.Array, weights: ReuseWeights
+) -> tuple[jax.Array, ReuseMoments | None]:
+    """The iteration of `ops.reuse`, its shuffle included, of x (C, H, W, B)."""
+    if weights.dw_norm.running is not None:
+        return _folded_iteration(x, weights), None
+    out, moments = _iteration(x, weights)
+    count = x[0].size
+    return out, ReuseMoments(*(unbiased(of_norm, count) for of_norm in moments))
+
+
+def fits_groups(x: jax.Array, weights: ReuseWeights) -> bool:
+    """Whether each group is made of equal parts of the two halves of the channels."""
+    return x.shape[0] % (2 * weights.groups) == 0
+
+
+def _folded_iteration(x, weights):
+    groups = weights.groups
+    matrices, bias = fold(weights)
+
+    def group(args):
+        index, kernels, matrix, bias = args
+        x_group = _shuffled_group(x, index, groups)
+        y = mix(matrix.astype(x.dtype), in_memory(shifted_sum(x_group, kernels)))
+        return jax.nn.relu(x_group + y + per_channel(bias)).astype(x.dtype)
+
+    kernels = split(by_channel(weights.dw, x.shape[0]), groups)
+    args = (jnp.arange(groups), kernels, matrices, split(bias, groups))
+    return merge(lax.map(group, args))
+
+
+@jax.custom_vjp
+def _iteration(x, weights):
+    return _forward(x, weights)[0]
+
+
+def _forward(x, weights):
+    groups = weights.groups
+
+    def group(args):
+        index, w = args
+        x_group = _shuffled_group(x, index, groups)
+        y = in_memory(shifted_sum(x_group, w.dw))
+        dw_moments = batch_moments(y)
+        folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
+        z = mix(folded.astype(x.dtype), y)
+        moments = batch_moments(z)
+        out = jax.nn.relu(
+            x_group + normalise(z, w.pw_norm.scale, w.pw_norm.bias, moments)
+        )
+        mean = moments.mean - folded @ dw_moments.mean + w.pw @ w.dw_norm.bias
+        return out, dw_moments, moments, mean
+
+    out = lax.map(group, (jnp.arange(groups), _by_group(weights)))
+    out, dw_moments, moments, mean = jax.tree.map(merge, out)
+    met = ReuseMoments(dw=dw_moments, pw=Moments(mean, moments.variance))
+    return (out, met), (x, weights, dw_moments, moments)
+
+
+def _backward(residuals, gradients):
+    x, weights, dw_moments, moments = residuals
+    grad_out, _ = gradients
+    groups = weights.groups
+
+    def group(args):
+        index, w, dw_moments, moments, grad_out = args
+        x_group = _shuffled_group(x, index, groups)
+        mean = lambda a: jnp.mean(a, axis=(1, 2, 3))
+        # Forward once more.
+        y = in_memory(shifted_sum(x_group, w.dw))
+        dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
+        folded = w.pw * (w.dw_norm.scale * dw_rsqrt)
+        z = mix(folded.astype(x.dtype), y)
+        z = (z - per_channel(moments.mean)) * per_channel(pw_rsqrt)
+        # ReLU and second norm.
+        out = x_group + z * per_channel(w.pw_norm.scale) + per_channel(w.pw_norm.bias)
+        grad_out = jnp.where(out > 0, grad_out, 0)
+        mean_grad, mean_grad_z = mean(grad_out), mean(grad_out * z)
+        grad_z = grad_out - per_channel(mean_grad) - z * per_channel(mean_grad_z)
+        grad_z = (grad_z * per_channel(w.pw_norm.scale * pw_rsqrt)).astype(x.dtype)
+        # Pointwise and first norm.
+        # The sum of grad_z is 0, so y need not be centred. Two dimensions each, as with
+        # four XLA copies y transposed, and the larger factor first, as in `pointwise`.
+        grad_folded = y.reshape(len(y), -1) @ grad_z.reshape(len(grad_z), -1).T
+        grad_pw = (grad_folded * (w.dw_norm.scale * dw_rsqrt)[:, None]).T
+        grad_dw_scale = jnp.sum(grad_folded * w.pw.T, axis=1) * dw_rsqrt
+        along_y = w.dw_norm.scale * jnp.square(dw_rsqrt) * grad_dw_scale / x[0].size
+        grad_y = mix(folded.T.astype(x.dtype), grad_z) - per_channel(along_y) * (
+            y - per_channel(dw_moments.mean)
+        )
+        # Depthwise and residual.
+        grad_y = grad_y.reshape(x_group.shape[0], 2, *grad_y.shape[1:])
+        grad_x, grad_dw = shifted_sum_gradients(x_group, w.dw, grad_y)
+        grad_x = split(grad_x + grad_out, x_group.shape[0] // 2)
+        return (
+            (grad_x[:, 1], grad_x[:, 0]),
+            ReuseWeights(
+                dw=grad_dw,
+                pw=grad_pw,
+                dw_norm=Norm(grad_dw_scale, jnp.zeros_like(w.dw_norm.bias)),
+                pw_norm=Norm(mean_grad_z * x[0].size, mean_grad * x[0].size),
+            ),
+        )
+
+    split_groups = lambda tree: jax.tree.map(lambda a: split(a, groups), tree)
+    args = split_groups((dw_moments, moments, grad_out))
+    out = lax.map(group, (jnp.arange(groups), _by_group(weights), *args))
+    halves, grads = out
+    grad_x = jnp.concatenate([merge(half) for half in halves])
+    norms = jax.tree.map(merge, (grads.dw_norm, grads.pw_norm))
+    grads = ReuseWeights(by_position(merge(grads.dw)), by_input(grads.pw), *norms)
+    cast = lambda grad, weight: grad.astype(weight.dtype)
+    return grad_x, jax.tree.map(cast, grads, weights)
+
+
+_iteration.defvjp(_forward, _backward)
+
+
+def _shuffled_group(x, index, groups):
+    """Group `index` of the channels of `shuffle(x)`."""
+    size = x.shape[0] // groups // 2
+    halves = lax.dynamic_slice_in_dim(split(x, 2), index * size, size, axis=1)
+    return interleave(halves)
+
+
+def _by_group(weights):
+    """`weights` with a leading axis of groups; kernels by channel, matrices."""
+    groups = weights.groups
+    dw = split(by_channel(weights.dw, weights.pw.shape[3]), groups)
+    norms = jax.tree.map(lambda a: split(a, groups), weights[2:])
+    return ReuseWeights(dw, by_group(weights.pw, groups), *norms)

@@ -1,0 +1,103 @@
+"""The reuse block's iteration for TPU: channels stay, weights are reordered.
+
+To a dense matrix one order of its channels is as good as another, and shuffling them
+took a third of the step, by the TPU compiler's estimate. So the channels of x stay
+where they are through the block, `order` says which place of the network each has, and
+an iteration's weights are brought into that order.
+
+All permutations are products with one-hot rows: a TPU gathers element by element, and
+its compiler does not even estimate for how long.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lrunet_jax.ops.batch_norm import Moments, Norm, normalise_by_batch, per_channel
+from lrunet_jax.ops.depthwise import depthwise
+from lrunet_jax.ops.pointwise import by_group, dense_matrix, mix
+from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
+
+
+def ordered_iteration(
+    x: jax.Array, weights: ReuseWeights, order: jax.Array
+) -> tuple[jax.Array, ReuseMoments | None]:
+    """The iteration of `ops.reuse`, behind its shuffle.
+
+    Args:
+      x: (C, H, W, B).
+      weights: in the network's order.
+      order: (C,), the place of each channel of x, once shuffled.
+    """
+    if weights.dw_norm.running is None:
+        return _iteration(x, weights, order)
+    return _folded_iteration(x, weights, order), None
+
+
+def unshuffled_order(channels: int) -> jax.Array:
+    """The places (channels,) whose `shuffled_order` is 0, 1, 2, ..."""
+    places = np.arange(channels, dtype=np.int32)
+    return jnp.asarray(places // 2 + channels // 2 * (places % 2 == 0))
+
+
+def shuffled_order(order: jax.Array) -> jax.Array:
+    """The places to which `shuffle` brings what is at the places `order`."""
+    # Place p of the first half goes to 2 p + 1; place p of the second to 2 p - C.
+    return (2 * order + 1) % (len(order) + 1)
+
+
+def in_order(x: jax.Array, order: jax.Array) -> jax.Array:
+    """Brings x (C, H, W, B) back, each channel into its place."""
+    return _product("chwb,co->ohwb", x, _one_hot(order))
+
+
+@jax.checkpoint  # as the plain iteration: nothing but x is kept
+def _iteration(x, weights, order):
+    places, outputs = _rows(order)
+    permuted = lambda norm, rows: Norm(*(_permuted(a, rows) for a in norm[:2]))
+    back = lambda moments, rows: Moments(*(_permuted(a, rows.T) for a in moments))
+    dw_norm = permuted(weights.dw_norm, outputs)
+    pw_norm = permuted(weights.pw_norm, places)
+    matrices = by_group(weights.pw.astype(x.dtype), weights.groups)
+    y = depthwise(x, _permuted(weights.dw, outputs), lowering="tpu")
+    y, dw_moments = normalise_by_batch(y, dw_norm, "tpu")
+    y = mix(_permuted_matrix(matrices, places, outputs), y)
+    y, pw_moments = normalise_by_batch(y, pw_norm, "tpu")
+    moments = ReuseMoments(dw=back(dw_moments, outputs), pw=back(pw_moments, places))
+    return jax.nn.relu(x + y), lax.stop_gradient(moments)
+
+
+def _folded_iteration(x, weights, order):
+    places, outputs = _rows(order)
+    matrices, bias = fold(weights)
+    y = depthwise(x, _permuted(weights.dw, outputs), lowering="tpu")
+    y = mix(_permuted_matrix(matrices.astype(x.dtype), places, outputs), y)
+    return jax.nn.relu(x + y + per_channel(_permuted(bias, places))).astype(x.dtype)
+
+
+def _rows(order):
+    """Rows that permute the C channels, and the 2C depthwise outputs, by `order`."""
+    outputs = (2 * order[:, None] + jnp.arange(2)).ravel()
+    return _one_hot(order), _one_hot(outputs)
+
+
+def _one_hot(order):
+    return jax.nn.one_hot(order, len(order))
+
+
+def _permuted(values, rows):
+    """(..., C) -> (..., C), in the order of `rows`."""
+    return _product("...c,oc->...o", values, rows)
+
+
+def _permuted_matrix(matrices, places, outputs):
+    """The block-diagonal matrix of (groups, out, in), both sides in another order."""
+    matrix = _permuted(dense_matrix(matrices), outputs)
+    return _product("oi,po->pi", matrix, places)
+
+
+def _product(subscripts, values, rows):
+    # Exact: each sum has one term.
+    rows = rows.astype(values.dtype)
+    return jnp.einsum(subscripts, values, rows, precision=lax.Precision.HIGHEST)

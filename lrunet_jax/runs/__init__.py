@@ -1,0 +1,1 @@
+"""Runs on disk: a workdir's config, checkpoints, record and curves."""

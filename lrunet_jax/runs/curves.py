@@ -1,0 +1,198 @@
+"""Pictures of runs: their curves, and their accuracy against what it costs."""
+
+import io
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from etils import epath
+
+from lrunet_jax.models import list_models
+from lrunet_jax.runs.groups import Group, mean_curve
+from lrunet_jax.runs.record import Line, accuracy_of
+
+if TYPE_CHECKING:  # slow to import
+    from matplotlib.figure import Figure
+
+_HOLLOW = {"color": "0.5", "fillstyle": "none"}
+# The values of an epoch, by panel and by the style of their line.
+_CURVES: dict[str, dict[str, Any]] = {
+    "loss": {
+        "training": lambda line: line.get("train_loss"),
+        "test": lambda line: line.get("test_ema_loss", line.get("test_loss")),
+    },
+    "accuracy in %": {
+        "training": lambda line: 100 * line["train_accuracy"],
+        "test": lambda line: (
+            100 * accuracy_of(line) if "test_accuracy" in line else None
+        ),
+    },
+}
+_STYLES = {"training": "--", "test": "-"}
+
+
+class Reference(NamedTuple):
+    """A result to compare runs with, of a network that was trained elsewhere.
+
+    Attributes:
+      model: its name.
+      dataset: that it was trained and tested on.
+      params: its trainable parameters.
+      layer_reuse: its iterations N; 0 for a model that has none.
+      accuracy: on the test set, a fraction.
+    """
+
+    model: str
+    dataset: str
+    params: int
+    layer_reuse: int
+    accuracy: float
+
+
+def plot_run(lines: Sequence[Line], path: epath.Path) -> None:
+    """Draws loss and accuracy by epoch, training and test.
+
+    Args:
+      lines: of the run's record.
+      path: of the picture; its name says the format.
+    """
+    figure = _figure(width=9, height=3.6)
+    _draw_curves(figure.subplots(1, 2), {"": [lines]})
+    _save(figure, path)
+
+
+def plot_groups(
+    groups: Sequence[Group], path: epath.Path, published: Sequence[Reference] = ()
+) -> None:
+    """Draws curves and comparisons, four panels for each data set.
+
+    Args:
+      groups: of runs.
+      path: of the picture; its name says the format.
+      published: results that are drawn hollow beside those of the runs.
+    """
+    by_dataset: dict[str, list[Group]] = {}
+    for group in groups:
+        by_dataset.setdefault(group.config["dataset"], []).append(group)
+    figure = _figure(width=10, height=7.5 * len(by_dataset))
+    parts = figure.subfigures(len(by_dataset), 1, squeeze=False)
+    for (part,), (dataset, of_it) in zip(parts, by_dataset.items(), strict=True):
+        part.suptitle(dataset)
+        curves, comparisons = part.subplots(2, 2)
+        _draw_curves(curves, {group.label: group.records() for group in of_it})
+        beside = [entry for entry in published if entry.dataset == dataset]
+        _draw_against_parameters(comparisons[0], of_it, beside)
+        _draw_against_iterations(comparisons[1], of_it, beside)
+    _save(figure, path)
+
+
+def _draw_curves(
+    panels: Sequence[Any], records: Mapping[str, Sequence[Sequence[Line]]]
+) -> None:
+    """Means over the runs of each label, in a band of one deviation."""
+    for axes, (name, values) in zip(panels, _CURVES.items(), strict=True):
+        for number, (label, of_label) in enumerate(records.items()):
+            for split, value in values.items():
+                curve = mean_curve(of_label, value)
+                means = [point.mean for point in curve.values()]
+                axes.plot(
+                    curve.keys(),
+                    means,
+                    color=f"C{number}",
+                    linestyle=_STYLES[split],
+                    marker="." if len(curve) < 30 else "",
+                    label=_as_text(label) if split == "test" else "",
+                )
+                axes.fill_between(
+                    curve.keys(),
+                    [point.mean - point.deviation for point in curve.values()],
+                    [point.mean + point.deviation for point in curve.values()],
+                    color=f"C{number}",
+                    alpha=0.15,
+                    linewidth=0,
+                )
+        for split, style in _STYLES.items():
+            axes.plot([], [], color="0.3", linestyle=style, label=split)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+
+def _draw_against_parameters(axes, groups, published):
+    for number, group in enumerate(groups):
+        _draw_last(axes, group.costs()["params"], group, number)
+    for entry in published:
+        marker = _marker(entry.model)
+        axes.plot(entry.params, 100 * entry.accuracy, marker, **_HOLLOW)
+    shown = {group.config["model.name"] for group in groups}
+    for name in sorted(shown | {entry.model for entry in published}):
+        axes.plot([], [], _marker(name), **_HOLLOW, label=name)
+    axes.set(xlabel="parameters", ylabel="last test accuracy in %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(title="hollow: published" if published else "")
+
+
+def _draw_against_iterations(axes, groups, published):
+    """LruNets; those that differ in nothing but their iterations are joined."""
+    field = "model.layer_reuse"
+    families: dict[str, list[tuple[int, float]]] = {}
+    for number, group in enumerate(groups):
+        if field in group.config:
+            iterations = group.config[field]
+            _draw_last(axes, iterations, group, number)
+            others = group.config | {field: "any", "seed": "any"}
+            family = families.setdefault(json.dumps(others, sort_keys=True), [])
+            family.append((iterations, 100 * group.last().mean))
+    for family in families.values():
+        axes.plot(*zip(*sorted(family), strict=True), color="0.3", linewidth=0.8)
+    points = [
+        (entry.layer_reuse, 100 * entry.accuracy)
+        for entry in published
+        if entry.layer_reuse
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), "o:", **_HOLLOW, label="published")
+        axes.legend()
+    axes.set(xlabel="iterations N", ylabel="last test accuracy in %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.set_visible(bool(points or families))
+
+
+def _draw_last(axes, x, group, number):
+    last = group.last()
+    marker = _marker(group.config["model.name"])
+    axes.errorbar(
+        x,
+        100 * last.mean,
+        100 * last.deviation,
+        color=f"C{number}",
+        marker=marker,
+        capsize=3,
+    )
+
+
+def _marker(model):
+    """A symbol for each model, of as many as there are."""
+    return dict(zip(list_models(), itertools.cycle("osD^v<>Phd"), strict=False))[model]
+
+
+def _as_text(label):
+    """A label that is not read as mathematics, nor left out as it begins with `_`."""
+    text = label.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _figure(width: float, height: float) -> "Figure":
+    import matplotlib.figure
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, path):
+    with io.BytesIO() as file:
+        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
+        path.write_bytes(file.getvalue())

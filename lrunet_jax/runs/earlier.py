@@ -1,0 +1,29 @@
+"""Files that the project wrote before its first release. This file goes with it."""
+
+from typing import Any
+
+_LOWERINGS = {"mapped": "cpu", "dense": "tpu"}
+
+
+def translate(stored: dict[str, Any]) -> dict[str, Any]:
+    """Today's form of what was written up to commit ef71c0e.
+
+    The lowering of the operators was a field of the model, with other names, as was
+    `unroll`, which is gone. The state of the optimiser counted the schedule's steps.
+
+    Args:
+      stored: a run's config, the facts of a converted directory, or the tree of a
+        checkpoint's state. What has today's form is returned as it is.
+    """
+    if isinstance(model := stored.get("model"), dict) and "lowering" in model:
+        name = model["lowering"]
+        stored = {"lowering": _LOWERINGS.get(name, name), **stored}
+    for field in ("model", "arguments"):
+        if isinstance(fields := stored.get(field), dict):
+            gone = ("lowering", "unroll")
+            kept = {name: fields[name] for name in fields if name not in gone}
+            stored = {**stored, field: kept}
+    match stored.get("opt_state"):
+        case [decay, [momentum, {"count": _}]]:
+            stored = {**stored, "opt_state": [decay, [momentum, {}]]}
+    return stored

@@ -1,0 +1,100 @@
+"""The lines that a run prints about itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import linen as nn
+
+from lrunet_jax import data
+from lrunet_jax.models import summarise
+from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.workdir import Workdir
+from lrunet_jax.train.state import TrainState
+
+
+def print_model(
+    model: nn.Module, fields: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> None:
+    """The network and its costs.
+
+    Args:
+      model: the network.
+      fields: the arguments of `create_model`, `name` among them.
+      image_shape: (H, W, channels).
+    """
+    costs = summarise(model, image_shape)
+    listed = ", ".join(f"{k}={value}" for k, value in fields.items() if k != "name")
+    print(f"model    {fields['name']} ({listed})")
+    print(
+        f"         {costs['params']:,} parameters, "
+        f"{costs['macs']:,} multiply-accumulates an image"
+    )
+
+
+def print_data(name: str, train_set: data.Split, test_set: data.Split) -> None:
+    """The data set `name`."""
+    shape = "x".join(map(str, train_set.images.shape[1:]))
+    print(
+        f"data     {name}: {len(train_set.labels):,} training and "
+        f"{len(test_set.labels):,} test images of {shape}"
+    )
+
+
+def print_devices(batch_size: int, matmul_precision: str) -> None:
+    """The devices, and what they are asked to do."""
+    device = jax.devices()[0]
+    print(
+        f"devices  {jax.device_count()} x {device.device_kind} ({device.platform}), "
+        f"batch {batch_size}, matmul precision {matmul_precision}"
+    )
+
+
+def print_resumed(state: TrainState, changed: Mapping[str, tuple[Any, Any]]) -> None:
+    """Where a run goes on, and the fields of its config that are others now."""
+    print(f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}")
+    for field, (before, after) in changed.items():
+        print(f"         {field}: {before!r} -> {after!r}")
+
+
+def print_epoch(line: Line, epochs: int) -> None:
+    """A line of the record, for a person to read."""
+    print(
+        f"epoch {line['epoch']}/{epochs}: "
+        f"train loss {line['train_loss']:.4f}, accuracy {line['train_accuracy']:.2%}"
+        + (
+            f"; test loss {line['test_loss']:.4f}, accuracy {line['test_accuracy']:.2%}"
+            if "test_loss" in line
+            else ""
+        )
+        + f"; learning rate {line['learning_rate']:.4g}, "
+        f"{line['images_per_second']:,.0f} images/s",
+        flush=True,
+    )
+
+
+def print_result(
+    state: TrainState,
+    epochs: int,
+    run: Workdir,
+    curves: epath.Path,
+) -> None:
+    """Best and last test accuracy, the files that hold them, and what comes next."""
+    evaluated = [line for line in run.lines if "test_accuracy" in line]
+    if evaluated:
+        # Of equals the latest: that is the one whose checkpoint is kept.
+        best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
+        for name, line in (("best", best), ("last", evaluated[-1])):
+            print(
+                f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
+                f"{line['epoch']}: {run.checkpoints.path(line['step'])}"
+            )
+    print(f"curves {curves}")
+    if int(state.epoch) < epochs:
+        print(
+            f"stopped by a signal at step {int(state.step):,}, in epoch "
+            f"{int(state.epoch) + 1} of {epochs}; the same command goes on"
+        )
+    else:
+        print(f"complete: {epochs} epochs; more with --config.epochs")

@@ -1,0 +1,34 @@
+"""Signals that ask a run to stop."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """A context in which SIGTERM and SIGINT are noted, and do nothing else.
+
+    A second one has its usual effect. Outside of the main thread, where Python handles
+    no signals, none is noted.
+
+    Yields:
+      A function that tells whether one has come.
+    """
+    received = []
+    usual: dict[int, Any] = {}
+
+    def note(number, _):
+        received.append(number)
+        signal.signal(number, usual[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            usual[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        for changed, handler in usual.items():
+            signal.signal(changed, handler)

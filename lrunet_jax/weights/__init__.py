@@ -1,0 +1,1 @@
+"""Trained networks on disk: runs, converted directories, PyTorch's files."""

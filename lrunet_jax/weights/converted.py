@@ -1,0 +1,108 @@
+"""Trained networks in Orbax directories: those that `lrunet_jax.convert` writes."""
+
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.models import abstract_variables
+from lrunet_jax.runs.checkpoints import require_same_leaves
+from lrunet_jax.runs.earlier import translate
+from lrunet_jax.weights.stored import StoredModel, abstract_input_stats, require_facts
+
+FORMAT = 1  # of the directory; 0, without a number, was before the first release
+
+_VARIABLES = "variables"
+_FACTS = "model"
+
+
+def is_converted(directory: epath.Path) -> bool:
+    """Whether a directory looks like one that `save_converted` has written."""
+    return (directory / _FACTS).exists()
+
+
+def open_converted(directory: epath.Path) -> StoredModel:
+    """Opens a directory that `save_converted` has written.
+
+    Raises:
+      InputError: if it can't be read, or a later version has written it.
+    """
+    try:
+        with _checkpointer() as checkpointer:
+            facts = checkpointer.restore(
+                directory, args=_only(_FACTS, ocp.args.JsonRestore())
+            )
+            stored = _stored_model(facts[_FACTS], directory)
+            require_facts(stored)
+            expected = abstract_variables(stored.create_model(), stored.channels)
+            with ocp.StandardCheckpointer() as standard:
+                found = standard.metadata(directory / _VARIABLES).item_metadata
+            if "input_stats" in found.tree:
+                stats = {"input_stats": abstract_input_stats(stored.channels)}
+                expected = expected | stats  # a copy: it is cached
+            require_same_leaves(expected, found.tree)
+            only = _only(_VARIABLES, ocp.args.StandardRestore())
+            variables = checkpointer.restore(directory, args=only)[_VARIABLES]
+    except InputError:
+        raise
+    except Exception as error:  # Orbax has many names for damage
+        raise InputError(f"{directory} can't be read: {in_one_line(error)}") from None
+    return stored._replace(variables=variables)
+
+
+def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
+    """Writes a directory, which appears whole or not at all.
+
+    Raises:
+      InputError: if it can't be written.
+    """
+    facts = {"format": FORMAT, **stored._asdict()}
+    items = ocp.args.Composite(
+        **{
+            _VARIABLES: ocp.args.StandardSave(facts.pop("variables")),
+            _FACTS: ocp.args.JsonSave(facts),
+        }
+    )
+    directory = directory.absolute()
+    part = None
+    try:
+        part = pathlib.Path(
+            tempfile.mkdtemp(".part", f"{directory.name}.", directory.parent)
+        )
+        with _checkpointer() as checkpointer:
+            checkpointer.save(part / "new", args=items)
+        (part / "new").rename(directory)
+    except Exception as error:  # Orbax has many names for a disk that is full
+        raise InputError(
+            f"{directory} can't be written: {in_one_line(error)}"
+        ) from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _stored_model(facts: dict[str, Any], directory: epath.Path) -> StoredModel:
+    facts = translate(facts)
+    version = facts.pop("format", 0)
+    unknown = ", ".join(map(repr, sorted(facts.keys() - set(StoredModel._fields))))
+    if type(version) is not int or not 0 <= version <= FORMAT:
+        fields = f" and has fields unknown here: {unknown}" if unknown else ""
+        raise InputError(
+            f"{directory} can't be read: its format is {version!r:.90}{fields}; this "
+            f"version of lrunet_jax reads formats up to {FORMAT}"
+        )
+    if unknown:
+        raise ValueError(f"unknown fields {unknown:.300}")
+    return StoredModel(variables={}, **facts)
+
+
+def _checkpointer():
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+
+def _only(item, arguments):
+    return ocp.args.Composite(**{item: arguments})

@@ -1,0 +1,60 @@
+"""The trained network of a run."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from lrunet_jax.data import describe
+from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.runs.checkpoints import read_checkpoint
+from lrunet_jax.weights.stored import StoredModel, abstract_input_stats, require_facts
+
+
+def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
+    """Opens a checkpoint of a run; its averaged weights, if there are any.
+
+    Args:
+      workdir: of the run, absolute.
+      step: which checkpoint; by default the best.
+
+    Raises:
+      InputError: if there is none, or it can't be read.
+    """
+    step, state, config, metrics = read_checkpoint(
+        workdir / "checkpoints", step, _wanted_fields
+    )
+    epochs = int(state.pop("epoch"))
+    averages = state.pop("ema", {})
+    stored = StoredModel(
+        arguments=_arguments(config),
+        channels=describe(config["dataset"]).image_shape[2],
+        variables=state | averages,
+        counters=step,
+        name=workdir.name,
+        dataset=config["dataset"],
+        accuracy=metrics.get("test_ema_accuracy" if averages else "test_accuracy"),
+        epoch=epochs - 1 if epochs else None,  # the last complete one
+    )
+    try:
+        require_facts(stored)
+    except ValueError as error:
+        raise InputError(f"{workdir} can't be read: {in_one_line(error)}") from None
+    return stored
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    classes = describe(config["dataset"]).num_classes
+    return config["model"] | {"num_classes": classes}
+
+
+def _wanted_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a training state that make a network, as abstract arrays."""
+    channels = describe(config["dataset"]).image_shape[2]
+    learned = abstract_variables(create_model(**_arguments(config)), channels)
+    fields: dict[str, Any] = {"epoch": jax.ShapeDtypeStruct((), np.int32)}
+    if config["normalise"]:
+        fields |= {"input_stats": abstract_input_stats(channels)}
+    return fields | ({"ema": learned} if config["ema_decay"] else learned)

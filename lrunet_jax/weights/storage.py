@@ -1,0 +1,140 @@
+"""Trained networks, opened from whatever holds them, and written again."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import linen as nn
+
+from lrunet_jax.errors import InputError, in_one_line, require
+from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.runs.checkpoints import require_same_leaves
+from lrunet_jax.weights import published
+from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
+from lrunet_jax.weights.run import open_run
+from lrunet_jax.weights.stored import StoredModel
+from lrunet_jax.weights.torch_file import (
+    TORCH_SUFFIXES,
+    open_torch_file,
+    save_torch_file,
+)
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, Any]:
+    """A trained network and its variables.
+
+        model, variables = lrunet_jax.load("cifar10-lru14-ckpt-08934.t7")
+        logits = model.apply(variables, images, train=False)
+
+    Args:
+      path: a PyTorch file, a directory that `lrunet_jax.convert` has written, a run's
+        workdir or one of its checkpoints, or the name of a published checkpoint,
+        which is downloaded if need be.
+      step: of a workdir, which of its checkpoints; by default the best.
+
+    Returns:
+      The model, whose images are (B, H, W, channels) floats in [0, 1], and its
+      variables: `params`, `batch_stats`, and `input_stats` if it normalises images.
+
+    Raises:
+      InputError: if there is no such network, or it can't be read.
+    """
+    stored = open_model(path, step)
+    return stored.create_model(), jax.tree.map(jnp.asarray, stored.variables)
+
+
+def open_model(path: str | os.PathLike, step: int | None = None) -> StoredModel:
+    """Opens a trained network with what is known about it; arguments as for `load`."""
+    try:
+        place = epath.Path(path).expanduser()
+        is_directory, exists = place.is_dir(), place.exists()
+    except Exception as error:  # gs:// without its library, or no path at all
+        reason = in_one_line(error)
+        raise InputError(f"path {str(path)!r:.300} can't be used: {reason}") from None
+    if is_directory and (place / "checkpoints").is_dir():
+        return open_run(place.resolve(), step)
+    require(step is None, "step", step, f"left out, as {path} is no run's workdir")
+    if is_directory:
+        place = place.resolve()
+        if place.parent.name == "checkpoints" and place.name.isdecimal():
+            return open_run(place.parent.parent, int(place.name))
+        if is_converted(place):
+            return open_converted(place)
+        raise InputError(
+            f"path is {str(place)!r}; it must be a converted directory, a run's "
+            "workdir or one of its checkpoints"
+        )
+    if exists:
+        return open_torch_file(pathlib.Path(place))
+    if str(path) in published.PUBLISHED:
+        return open_torch_file(published.fetch(str(path)))
+    raise InputError(
+        f"path is {str(path)!r:.300}; it must be a PyTorch file, a converted "
+        f"directory, a workdir, or one of {', '.join(published.PUBLISHED)}"
+    )
+
+
+def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -> None:
+    """Writes a network as a PyTorch file or as an Orbax directory.
+
+    Args:
+      stored: the network.
+      path: with one of `TORCH_SUFFIXES`, a PyTorch file; else a directory.
+      module_prefix: put `module.` before each name of the file, as DataParallel does.
+
+    Raises:
+      InputError: if the path exists already, or can't be written.
+    """
+    target = pathlib.Path(path).expanduser()
+    # A link that leads nowhere is there, too.
+    require(
+        not os.path.lexists(target), "target", path, "a path that does not exist yet"
+    )
+    if target.suffix in TORCH_SUFFIXES:
+        save_torch_file(stored, target, module_prefix=module_prefix)
+        return
+    suffixes = ", ".join(TORCH_SUFFIXES)
+    allowed = f"left out, unless the target is a PyTorch file ({suffixes})"
+    require(not module_prefix, "module_prefix", module_prefix, allowed)
+    save_converted(stored, target)
+
+
+def weights_for(
+    model: nn.Module, variables: dict[str, Any], path: str
+) -> dict[str, Any]:
+    """The numbers of the network in `path` as weights for `model`.
+
+    A last layer of another number of classes keeps the numbers of `variables`.
+
+    Args:
+      model: the network to be trained.
+      variables: its fresh `params` and `batch_stats`.
+      path: as for `load`.
+
+    Raises:
+      InputError: if it can't be opened, or is another network.
+    """
+    stored = open_model(path)
+    learned = {name: stored.variables[name] for name in ("params", "batch_stats")}
+    arguments = stored.arguments | {"num_classes": model.num_classes}
+    of_classes = abstract_variables(create_model(**arguments), stored.channels)
+    shapes = lambda tree: jax.tree.map(np.shape, tree)
+    fresh = {
+        name: variables["params"].get(name, {})
+        for name, module in of_classes["params"].items()
+        if shapes(module) != shapes(learned["params"][name])
+    }
+    learned["params"] = learned["params"] | fresh
+    try:
+        require_same_leaves(variables, learned)
+    except ValueError as error:
+        raise InputError(
+            f"init_from is {path!r}, which is another network: {error}"
+        ) from None
+    for name in fresh:
+        print(f"init_from: {name} is of another number of classes, and fresh")
+    return jax.tree.map(jnp.asarray, learned)

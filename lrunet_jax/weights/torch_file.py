@@ -1,0 +1,106 @@
+"""The trained network in a PyTorch file."""
+
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+from lrunet_jax.errors import InputError
+from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.weights import published, torch_format
+from lrunet_jax.weights.state_dict import from_state_dict, identify, to_state_dict
+from lrunet_jax.weights.stored import StoredModel
+
+TORCH_SUFFIXES = (".pt", ".pth", ".t7")
+
+
+def open_torch_file(path: pathlib.Path) -> StoredModel:
+    """Opens a file of `torch.save`: a state_dict, or a dict whose `net` is one.
+
+    A published file is known by its content. Of any other nobody can tell what it was
+    trained on.
+
+    Raises:
+      InputError: if it can't be read, or is none of the networks.
+    """
+    content = torch_format.read_bytes(path)
+    tree = torch_format.loads(content, path)
+    name = published.find(content)
+    of_name = [n for n in published.PUBLISHED if path.name == published.file_name(n)]
+    if of_name and of_name != [name]:
+        warnings.warn(
+            f"{path} has the name of a published file, but another sha256",
+            stacklevel=4,
+        )
+    tree = tree if isinstance(tree, dict) else {}
+    tensors = tree.get("net", tree)
+    if (
+        not tensors
+        or not isinstance(tensors, dict)
+        or not all(
+            isinstance(key, str) and isinstance(value, np.ndarray)
+            for key, value in tensors.items()
+        )
+    ):
+        raise InputError(
+            f"{path} holds no state_dict: neither tensors by name, nor a dict of which "
+            "'net' is that"
+        )
+    try:
+        arguments, channels = identify(tensors)
+        variables, counters = from_state_dict(
+            tensors, abstract_variables(create_model(**arguments), channels)
+        )
+    except InputError as error:
+        raise InputError(f"{path} can't be converted: {error}") from None
+    percent = _number(path, tree, "acc") or None  # 0 stands for what nobody knows
+    epoch = _number(path, tree, "epoch") if percent else None
+    return StoredModel(
+        arguments=arguments,
+        channels=channels,
+        variables=variables,
+        counters=counters,
+        name=name or path.stem,
+        dataset=published.PUBLISHED[name].dataset if name else "",
+        accuracy=None if percent is None else round(percent / 100, 12),
+        epoch=None if epoch is None else int(epoch),
+    )
+
+
+def save_torch_file(
+    stored: StoredModel, path: pathlib.Path, *, module_prefix: bool = False
+) -> None:
+    """Writes a file in the original's layout.
+
+    That is `{'net': state_dict, 'acc': percent, 'epoch': epoch}`.
+
+    Args:
+      stored: the network.
+      path: of the file.
+      module_prefix: put `module.` before each name, as DataParallel does.
+
+    Raises:
+      InputError: if it can't be written, or the network normalises its images.
+    """
+    prefix = "module." if module_prefix else ""
+    tensors = to_state_dict(stored.variables, stored.counters)
+    tree = {
+        "net": {f"{prefix}{name}": tensor for name, tensor in tensors.items()},
+        # The original reads numbers here; 0 % is read back as unknown.
+        "acc": round(100 * (stored.accuracy or 0.0), 10),
+        "epoch": stored.epoch or 0,
+    }
+    torch_format.write(path, tree)
+
+
+def _number(path: pathlib.Path, tree: dict[str, Any], key: str) -> float:
+    """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
+    if key not in tree or "net" not in tree:
+        return 0.0
+    value = tree[key]
+    if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:
+        raise InputError(f"{path}: {key} is a {type(value).__name__}, and no number")
+    if not abs(float(value)) < 1e9:
+        raise InputError(f"{path}: {key} is {float(value)}; it must be less than 1e9")
+    return float(value)
