@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lrunet_jax import data
+from lrunet_jax import data, ops
 from lrunet_jax.data.augment import Transforms, fixed_point_rotations, transform
 from lrunet_jax.errors import InputError
 
@@ -109,7 +109,7 @@ def test_tfrecords_without_tensorflow_say_what_is_needed(shared, tmp_path, monke
         data.load_split("cifar10", "test", str(tmp_path))
 
 
-@pytest.mark.parametrize("lowering", ["mapped", "dense"])
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_augmentation_gives_the_original_s_pixels(lowering, shared):
     golden = np.load(shared / "golden" / "augment.npz")
     transforms = Transforms(
@@ -118,20 +118,21 @@ def test_augmentation_gives_the_original_s_pixels(lowering, shared):
         fixed_point_rotations(golden["angle"], 32),
         golden["flip"].astype(bool),
     )
-    found = jax.jit(
-        lambda x, t: transform(x, t, size=32, padding=4, lowering=lowering)
-    )(golden["input"], transforms)
+    apply = jax.jit(lambda x, t: transform(x, t, size=32, padding=4))
+    with ops.lowering(lowering):
+        found = apply(golden["input"], transforms)
     np.testing.assert_array_equal(found, golden["output"])
 
 
-@pytest.mark.parametrize("lowering", ["mapped", "dense"])
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_fashion_mnist_s_28_to_36_to_32_is_pil_s(lowering):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 28, 28, 1), np.uint8)
     top, left = rng.integers(0, 5, (2, 64), np.int32)
     angles, flip = rng.uniform(-10, 10, 64), rng.integers(0, 2, 64).astype(bool)
     transforms = Transforms(top, left, fixed_point_rotations(angles, 32), flip)
-    found = transform(images, transforms, size=32, padding=4, lowering=lowering)
+    with ops.lowering(lowering):
+        found = transform(images, transforms, size=32, padding=4)
     for i in range(64):
         padded = np.pad(images[i, ..., 0], 4)
         crop = padded[top[i] : top[i] + 32, left[i] : left[i] + 32]
@@ -208,7 +209,7 @@ def test_the_last_batch_is_kept_at_its_own_size(images, full, rest):
     np.testing.assert_array_equal(
         np.concatenate([batches.ravel(), tail.ravel()]), order
     )
-    assert data.steps_per_epoch(images, 4) == full + bool(rest)
+    assert data.last_batch_size(images, 4) == (rest or 4)
 
 
 def test_evaluation_batches_have_every_image_once():

@@ -12,8 +12,9 @@ from conftest import command
 from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
 from lrunet_jax.errors import InputError
-from lrunet_jax.evaluate import choose_dataset, evaluate, lower_forward, predict
+from lrunet_jax.train.evaluation import evaluate, lower_evaluation
 from lrunet_jax.weights.storage import open_model
+from lrunet_jax.weights.stored import choose_dataset
 from lrunet_jax.weights.torch_models import create_torch_model
 
 
@@ -27,9 +28,11 @@ def tiny(name="lrunet", **arguments):
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 @pytest.mark.parametrize("name", ["lrunet", "shufflenet"])
 def test_every_product_is_at_the_highest_precision(name, lowering):
-    model, variables = tiny(name, lowering=lowering)
-    images = np.zeros((8, 32, 32, 1), np.uint8)
-    program = lower_forward(model, variables, images).as_text()
+    model, variables = tiny(name)
+    split = Split(np.zeros((8, 32, 32, 1), np.uint8), np.zeros(8, np.int32))
+    with ops.lowering(lowering):
+        lowered, _ = lower_evaluation(model, variables, split, batch_size=4)
+    program = lowered.as_text()
     products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", program)
     assert len(products) > 4
     for product in products:
@@ -42,13 +45,14 @@ def test_every_image_counts_once_whatever_the_batch():
     images = rng.integers(0, 256, (37, 28, 28, 1), np.uint8)
     labels = rng.integers(0, 10, 37).astype(np.int32)
     model, variables = tiny()
-    whole, _ = predict(model, variables, images, 37)
+    split = Split(images, labels)
+    whole = evaluate(model, variables, split, 37).logits
     assert whole.shape == (37, 10)
     for batch_size in (1, 16, 50):
-        logits, _ = predict(model, variables, images, batch_size)
+        result = evaluate(model, variables, split, batch_size)
         # The order of float32 sums depends on the batch.
-        np.testing.assert_allclose(logits, whole, rtol=0, atol=1e-5)
-    result = evaluate(model, variables, Split(images, labels), 16)
+        np.testing.assert_allclose(result.logits, whole, rtol=0, atol=1e-5)
+    result = evaluate(model, variables, split, 16)
     right = np.argmax(result.logits, -1) == labels
     for label in range(10):
         assert result.total[label] == np.sum(labels == label)

@@ -198,7 +198,7 @@ def test_dropout_is_a_field_where_the_original_has_it():
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenet_v2"])
 def test_dropout_drops_in_training_alone(name):
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
-    model = create_model(name, width_mult=0.0625, drop=0.9, lowering="xla")
+    model = create_model(name, width_mult=0.0625, drop=0.9)
     variables = jax.jit(model.init)(jax.random.key(0), images)
 
     @functools.partial(jax.jit, static_argnames="train")
@@ -238,7 +238,6 @@ def test_dropout_drops_in_training_alone(name):
         ),
         ("shufflenet", {"width_mult": 0.01, "groups": 1}, "stem has one channel"),
         ("shufflenet_v2", {"width_mult": 0.3}, "one of 0.25, 0.5, 0.75, 1.0, 1.5, 2.0"),
-        ("shufflenet_v2", {"lowering": "fast"}, "lowering is 'fast'"),
         ("shufflenet_v2", {"groups": 2}, "'groups'"),
     ],
 )

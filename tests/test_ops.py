@@ -82,12 +82,12 @@ def test_depthwise_is_a_grouped_convolution(
 
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_depthwise_in_many_blocks_of_channels(lowering):
-    # 256 channels: two dense blocks, and mapped ones of a few channels each.
+    # 256 channels: two blocks of the width of a TPU's matrix unit.
     x, kernel = normal(0, 256, 8, 8, 40), normal(1, 3, 3, 1, 512)
     assert_same(
         lambda x, k: ops.depthwise(x, k, lowering=lowering),
         lambda x, k: reference_conv(x, k, 1, 256),
-        x[:, :, :, :2] if lowering != "mapped" else x[:, :4, :4],
+        x[:, :, :, :2] if lowering != "cpu" else x[:, :4, :4],
         kernel,
     )
 
@@ -143,7 +143,7 @@ def test_conv_in_many_bands_of_rows(stride, height):
     # 2 MB are one to three rows of the nine views of 600 images, 9 columns wide.
     x, kernel = normal(0, 3, height, 9, 600), normal(1, 3, 3, 3, 4)
     assert_same(
-        lambda x, k: ops.conv(x, k, stride=stride, lowering="mapped"),
+        lambda x, k: ops.conv(x, k, stride=stride, lowering="cpu"),
         lambda x, k: reference_conv(x, k, stride, 1),
         x,
         kernel,
@@ -213,10 +213,11 @@ def test_channel_shuffle_takes_one_channel_of_each_group():
 @pytest.mark.parametrize("mean", [0.0, 3.0])
 def test_batch_norm_is_its_formula(mean):
     x, scale, bias = normal(0, 6, 5, 4, 3) + mean, normal(1, 6), normal(2, 6)
-    out, moments = ops.batch_norm(x, scale, bias)
+    out, moments = ops.batch_norm(x, ops.Norm(scale, bias))
     flat = np.asarray(x).reshape(6, -1)
     np.testing.assert_allclose(moments.mean, flat.mean(1), rtol=1e-13, atol=1e-14)
-    np.testing.assert_allclose(moments.variance, flat.var(1), rtol=1e-13)
+    unbiased = flat.var(1, ddof=1)
+    np.testing.assert_allclose(moments.variance, unbiased, rtol=1e-13)
     expected = (flat - flat.mean(1)[:, None]) / np.sqrt(flat.var(1) + 1e-5)[:, None]
     expected = expected * np.asarray(scale)[:, None] + np.asarray(bias)[:, None]
     np.testing.assert_allclose(out.reshape(6, -1), expected, rtol=1e-12, atol=1e-13)
@@ -226,13 +227,13 @@ def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
     rng = np.random.default_rng(0)
     x = rng.normal(100, 1, (4, 16, 16, 64))
     scale, bias = np.ones(4), np.zeros(4)
-    exact, _ = ops.batch_norm(*map(jnp.asarray, (x, scale, bias)))
-    single = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias)]
-    out, moments = ops.batch_norm(*single)
+    exact, _ = ops.batch_norm(jnp.asarray(x), ops.Norm(scale, bias))
+    x32, *norm = (jnp.asarray(a, jnp.float32) for a in (x, scale, bias))
+    out, moments = ops.batch_norm(x32, ops.Norm(*norm))
     assert out.dtype == moments.variance.dtype == jnp.float32
     # 1e-4 of a standard deviation: float32 itself places the pixels to 8e-6.
     np.testing.assert_allclose(out, exact, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(moments.variance, x.var((1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(moments.variance, x.var((1, 2, 3), ddof=1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
@@ -259,7 +260,7 @@ def test_what_is_materialised_is_computed_once():
     def residual_sums(x, count):
         for _ in range(count):
             sums = x + x.mean((1, 2, 3), keepdims=True)
-            x = ops.materialise(sums, lowering="mapped")
+            x = ops.materialise(sums, lowering="cpu")
         return x
 
     with jax.default_device(jax.devices("cpu")[0]):
@@ -274,7 +275,7 @@ def test_what_is_materialised_is_computed_once():
 
 
 def test_an_unknown_lowering_is_refused():
-    with pytest.raises(InputError, match=r"'fast'.*auto, dense, mapped, xla"):
+    with pytest.raises(InputError, match=r"'fast'.*auto, cpu, tpu, xla"):
         ops.depthwise(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fast")
 
 

@@ -13,16 +13,15 @@ from lrunet_jax.train.optim import create_optimizer, create_schedule
 
 
 def test_sgd_is_pytorch_s_on_every_parameter():
-    config = default.get_config()
-    config.weight_decay = 0.01
-    tx = create_optimizer(config, lambda step: jnp.where(step < 2, 0.1, 0.01))
+    schedule = lambda epoch: jnp.where(epoch < 2, 0.1, 0.01)
+    tx = create_optimizer(schedule, weight_decay=0.01)
     params = {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}
     by_hand = {name: np.asarray(value, float) for name, value in params.items()}
     buffers = dict.fromkeys(params, 0.0)
     state = tx.init(params)
     for step in range(4):
         grads = {"kernel": jnp.array([0.5, step]), "bias": jnp.array([-1.0])}
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, epoch=step)
         params = optax.apply_updates(params, updates)
         for name, grad in grads.items():  # as torch.optim.SGD documents it
             decayed = np.asarray(grad, float) + 0.01 * by_hand[name]
@@ -37,37 +36,33 @@ def test_sgd_is_pytorch_s_on_every_parameter():
     [(0, 0.1), (199.9, 0.1), (200, 0.01), (249.9, 0.01), (250, 0.001), (299.9, 0.001)],
 )
 def test_the_paper_s_schedule_falls_at_200_and_250(epoch, rate):
-    schedule = create_schedule(default.get_config(), steps_per_epoch=196)
-    np.testing.assert_allclose(schedule(int(epoch * 196)), rate, rtol=1e-6)
+    config = default.get_config()
+    schedule = create_schedule(
+        config.schedule,
+        config.learning_rate,
+        epochs=config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_factor=config.decay_factor,
+    )
+    np.testing.assert_allclose(schedule(epoch), rate, rtol=1e-6)
 
 
 def test_cosine_rises_and_falls():
-    config = default.get_config()
-    config.update(schedule="cosine", epochs=10, warmup_epochs=2.0, learning_rate=0.4)
-    schedule = create_schedule(config, steps_per_epoch=5)
-    rates = [float(schedule(step)) for step in (0, 5, 10, 30, 50)]
-    np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.2, 0], atol=1e-7)
-
-
-def test_a_delay_moves_the_schedule():
-    config = default.get_config()
-    schedule = create_schedule(config, steps_per_epoch=2, delay=10)
-    np.testing.assert_allclose([schedule(409), schedule(410)], [0.1, 0.01], rtol=1e-6)
+    schedule = create_schedule("cosine", 0.4, epochs=10, warmup_epochs=2.0)
+    rates = [float(schedule(epoch)) for epoch in (0, 0.5, 1, 2, 6, 10)]
+    np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.4, 0.2, 0], atol=1e-7)
+    schedule = create_schedule("cosine", 0.4, epochs=10)
+    np.testing.assert_allclose([schedule(0), schedule(5)], [0.4, 0.2], atol=1e-7)
 
 
 def test_an_unknown_schedule_is_refused():
-    config = default.get_config()
-    config.schedule = "cosinus"
     with pytest.raises(InputError, match="did you mean 'cosine'"):
-        create_schedule(config, 1)
+        create_schedule("cosinus", 0.1, epochs=1)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_torch_optim_sgd(nesterov):
-    config = default.get_config()
-    config.nesterov = nesterov
-    config.weight_decay = 0.01
-    tx = create_optimizer(config, lambda step: 0.1)
+    tx = create_optimizer(lambda epoch: 0.1, nesterov=nesterov, weight_decay=0.01)
     params = {"kernel": jnp.array([1.0, -2.0, 0.5])}
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
     oracle = torch.optim.SGD(
@@ -76,7 +71,7 @@ def test_sgd_is_torch_optim_sgd(nesterov):
     state = tx.init(params)
     for step in range(5):
         grads = {"kernel": jnp.array([0.3, step, -1.0])}
-        updates, state = tx.update(grads, state, params)
+        updates, state = tx.update(grads, state, params, epoch=step)
         params = optax.apply_updates(params, updates)
         parameter.grad = torch.tensor([0.3, float(step), -1.0])
         oracle.step()
@@ -86,21 +81,19 @@ def test_sgd_is_torch_optim_sgd(nesterov):
 
 
 def test_the_decay_may_be_on_kernels_alone():
-    config = default.get_config()
-    config.decay_of = "kernels"
-    config.weight_decay = 0.5
     params = {
         "stage1": {"dw": {"kernel": jnp.ones(2)}},
         "features_1": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
         "linear": {"kernel": jnp.ones(2), "bias": jnp.ones(2)},
     }
-    tx = create_optimizer(config, lambda step: 0.1)
+    options = {"momentum": 0.9, "weight_decay": 0.5}
+    tx = create_optimizer(lambda epoch: 0.1, decay_of="kernels", **options)
     state = tx.init(params)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    updates, _ = tx.update(zeros, state, params)
+    updates, _ = tx.update(zeros, state, params, epoch=0)
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         expected = -0.05 if path[-1].key == "kernel" else 0.0
         np.testing.assert_allclose(update, expected, rtol=1e-6)
-    config.decay_of = "all"  # a run may change its mind: the state is of one form
-    other = create_optimizer(config, lambda step: 0.1).init(params)
+    # A run may change its mind: the state is of one form.
+    other = create_optimizer(lambda epoch: 0.1, decay_of="all").init(params)
     assert jax.tree.structure(state) == jax.tree.structure(other)

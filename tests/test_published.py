@@ -9,8 +9,8 @@ import pooch
 import pytest
 
 import lrunet_jax
-from lrunet_jax import published
 from lrunet_jax.errors import InputError
+from lrunet_jax.weights import published
 
 FILE = "cifar10-lru1-ckpt-08391.t7"
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrunet_jax import create_model, torch_format
+from lrunet_jax import create_model
 from lrunet_jax.errors import InputError
+from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.state_dict import (
     from_state_dict,
     identify,

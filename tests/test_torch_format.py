@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from lrunet_jax import torch_format
 from lrunet_jax.errors import InputError
+from lrunet_jax.weights import torch_format
 
 LEGACY = {"_use_new_zipfile_serialization": False}
 containers = pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])

@@ -77,9 +77,10 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
             layers.extend(context.module.costs(out))
         return out
 
+    variables = abstract_variables(model, image_shape[2])
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(ask):
-        jax.eval_shape(model.apply, abstract_variables(model, image_shape[2]), image)
+        jax.eval_shape(model.apply, variables, image)
     return layers
 
 

@@ -38,7 +38,28 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: nn.Module, variables: Any, split: data.Split, batch_size: int
 ) -> Evaluation:
-    """Evaluates `model` on a whole split, on all devices.
+    """Evaluates `model` on a whole split, on all devices."""
+    count = len(split.labels)
+    lowered, arguments = lower_evaluation(model, variables, split, batch_size)
+    program = lowered.compile()
+    began = time.perf_counter()
+    metrics, logits = jax.device_get(program(*arguments))
+    seconds = time.perf_counter() - began
+    logits = np.array(logits.reshape(-1, logits.shape[-1])[:count])
+    recognised = split.labels[np.argmax(logits, -1) == split.labels]
+    return Evaluation(
+        logits=logits,
+        correct=np.bincount(recognised, minlength=model.num_classes),
+        total=np.bincount(split.labels, minlength=model.num_classes),
+        loss=metrics.means()["loss"],
+        images_per_second=count / seconds,
+    )
+
+
+def lower_evaluation(
+    model: nn.Module, variables: Any, split: data.Split, batch_size: int
+) -> tuple[jax.stages.Lowered, Any]:
+    """The program of `evaluate`, with its arguments on all devices.
 
     Always at the highest precision: by default a TPU multiplies float32 in bfloat16
     and a GPU in TF32.
@@ -48,19 +69,7 @@ def evaluate(
     batches = data.eval_batches(count, min(batch_size, count))
     arguments = jax.device_put((variables, split, batches), data_shardings(mesh)[0])
     with jax.default_matmul_precision("highest"):
-        program = make_eval_call(model.apply, mesh).lower(*arguments).compile()
-    began = time.perf_counter()
-    metrics, logits = jax.device_get(program(*arguments))
-    seconds = time.perf_counter() - began
-    logits = logits.reshape(-1, logits.shape[-1])[:count]
-    recognised = split.labels[np.argmax(logits, -1) == split.labels]
-    return Evaluation(
-        logits=logits,
-        correct=np.bincount(recognised, minlength=model.num_classes),
-        total=np.bincount(split.labels, minlength=model.num_classes),
-        loss=metrics.means()["loss"],
-        images_per_second=count / seconds,
-    )
+        return make_eval_call(model.apply, mesh).lower(*arguments), arguments
 
 
 def compile_evaluation(

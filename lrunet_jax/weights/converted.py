@@ -36,7 +36,7 @@ def open_converted(directory: epath.Path) -> StoredModel:
             facts = checkpointer.restore(
                 directory, args=_only(_FACTS, ocp.args.JsonRestore())
             )
-            stored = _stored_model(facts[_FACTS], directory)
+            stored = _stored_model(facts[_FACTS])
             require_facts(stored)
             expected = abstract_variables(stored.create_model(), stored.channels)
             with ocp.StandardCheckpointer() as standard:
@@ -47,8 +47,6 @@ def open_converted(directory: epath.Path) -> StoredModel:
             require_same_leaves(expected, found.tree)
             only = _only(_VARIABLES, ocp.args.StandardRestore())
             variables = checkpointer.restore(directory, args=only)[_VARIABLES]
-    except InputError:
-        raise
     except Exception as error:  # Orbax has many names for damage
         raise InputError(f"{directory} can't be read: {in_one_line(error)}") from None
     return stored._replace(variables=variables)
@@ -85,18 +83,18 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _stored_model(facts: dict[str, Any], directory: epath.Path) -> StoredModel:
+def _stored_model(facts: dict[str, Any]) -> StoredModel:
+    """The network, still without variables; a ValueError names what is not known."""
     facts = translate(facts)
     version = facts.pop("format", 0)
+    if type(version) is not int or version < 0:
+        raise ValueError(f"format is {version!r:.90}")
     unknown = ", ".join(map(repr, sorted(facts.keys() - set(StoredModel._fields))))
-    if type(version) is not int or not 0 <= version <= FORMAT:
-        fields = f" and has fields unknown here: {unknown}" if unknown else ""
-        raise InputError(
-            f"{directory} can't be read: its format is {version!r:.90}{fields}; this "
-            f"version of lrunet_jax reads formats up to {FORMAT}"
-        )
+    fields = f"unknown fields {unknown}" if unknown else "no unknown fields"
+    if version > FORMAT:
+        raise ValueError(f"format {version}, of {FORMAT} known here, with {fields}")
     if unknown:
-        raise ValueError(f"unknown fields {unknown:.300}")
+        raise ValueError(fields)
     return StoredModel(variables={}, **facts)
 
 

@@ -1,8 +1,9 @@
 """The five networks in PyTorch: an oracle, and a rival in speed.
 
 Written from the architectures, with the names of the original's `state_dict`, so that
-its checkpoints load with `strict=True`. Imported by the tests, `compare --torch` and
-`benchmark --torch` alone; it needs the extra `torch`.
+its checkpoints load with `strict=True`. The tables of the papers stand here once more,
+so that a slip in those of the models is noticed. Imported by the tests, `compare
+--torch` and `benchmark --torch` alone; it needs the extra `torch`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
 from lrunet_jax.weights.state_dict import to_state_dict
 
 
@@ -136,6 +136,10 @@ class ReuseBlock(nn.Module):
 
 # --- MobileNet --------------------------------------------------------------------
 
+# Outputs and stride of each block: table 1 of arXiv 1704.04861, for 32x32 images.
+_SEPARABLE = [(64, 2), (128, 2), (128, 1), (256, 1), (256, 1), (512, 2)]
+_SEPARABLE += [(512, 1)] * 5 + [(1024, 1)] * 2
+
 
 class MobileNet(nn.Module):
     """The counterpart of `lrunet_jax.models.MobileNet`."""
@@ -148,11 +152,10 @@ class MobileNet(nn.Module):
                 conv(image_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU()
             )
         ]
-        for channels, blocks, stride in mobilenet.STAGES:
+        for channels, stride in _SEPARABLE:
             outputs = int(channels * width_mult)
-            for i in range(blocks):
-                layers.append(DepthwiseSeparable(width, outputs, 1 if i else stride))
-                width = outputs
+            layers.append(DepthwiseSeparable(width, outputs, stride))
+            width = outputs
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(drop), nn.Linear(width, classes))
 
@@ -177,6 +180,12 @@ class DepthwiseSeparable(nn.Module):
 
 # --- MobileNetV2 ------------------------------------------------------------------
 
+# Expansion, outputs and stride of each block: table 2 of arXiv 1801.04381, for 32x32
+# images.
+_INVERTED = [(1, 16, 1), (6, 24, 2), (6, 24, 1), (6, 32, 2), (6, 32, 1), (6, 32, 1)]
+_INVERTED += [(6, 64, 1)] * 4 + [(6, 96, 1)] * 3
+_INVERTED += [(6, 160, 2), (6, 160, 1), (6, 160, 1), (6, 320, 1)]
+
 
 class MobileNetV2(nn.Module):
     """The counterpart of `lrunet_jax.models.MobileNetV2`."""
@@ -188,13 +197,10 @@ class MobileNetV2(nn.Module):
             conv(inputs, outputs, size), nn.BatchNorm2d(outputs), nn.ReLU6()
         )
         layers: list[nn.Module] = [block(image_channels, width, 3)]
-        for expansion, channels, blocks, stride in mobilenet_v2.STAGES:
+        for expansion, channels, stride in _INVERTED:
             outputs = int(channels * width_mult)
-            for i in range(blocks):
-                layers.append(
-                    InvertedResidual(width, outputs, 1 if i else stride, expansion)
-                )
-                width = outputs
+            layers.append(InvertedResidual(width, outputs, stride, expansion))
+            width = outputs
         self.features = nn.Sequential(*layers, block(width, last, 1))
         linear = nn.Linear(last, classes)
         self.classifier = nn.Sequential(nn.Dropout(drop), linear)
@@ -229,18 +235,21 @@ class InvertedResidual(nn.Module):
 
 # --- ShuffleNet -------------------------------------------------------------------
 
+# Outputs of stage 2 by groups, which the others double: table 1 of arXiv 1707.01083.
+_STAGE_2 = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+
 
 class ShuffleNet(nn.Module):
     """The counterpart of `lrunet_jax.models.ShuffleNet`."""
 
     def __init__(self, image_channels, classes, width_mult, groups=3):
         super().__init__()
-        inputs = int(shufflenet.STEM_CHANNELS * width_mult)
+        inputs = int(24 * width_mult)
         self.conv1 = conv(image_channels, inputs, 3)
         self.bn1 = nn.BatchNorm2d(inputs)
-        planes = [int(size * width_mult) for size in shufflenet.PLANES[groups]]
         stages = []
-        for outputs, blocks in zip(planes, shufflenet.BLOCKS, strict=True):
+        for factor, blocks in ((1, 4), (2, 8), (4, 4)):
+            outputs = int(factor * _STAGE_2[groups] * width_mult)
             layers = [Bottleneck(inputs, outputs - inputs, groups, stride=2)]
             layers += [Bottleneck(outputs, outputs, groups) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*layers))
@@ -279,18 +288,31 @@ class Bottleneck(nn.Module):
 
 # --- ShuffleNetV2 -----------------------------------------------------------------
 
+# Outputs of stage 2, which the others double, and of the last convolution: table 5 of
+# arXiv 1807.11164 for 0.5, 1, 1.5 and 2; the other widths are the original's. So is a
+# stage of 224 channels at width 2, where the paper has 244.
+_STAGE_2_AND_LAST = {
+    0.25: (32, 1024),
+    0.5: (48, 1024),
+    0.75: (60, 1024),
+    1.0: (116, 1024),
+    1.5: (176, 1024),
+    2.0: (244, 2048),
+}
+
 
 class ShuffleNetV2(nn.Module):
     """The counterpart of `lrunet_jax.models.ShuffleNetV2`."""
 
     def __init__(self, image_channels, classes, width_mult):
         super().__init__()
-        inputs = shufflenet_v2.STEM_CHANNELS
+        inputs = 24
         self.conv1 = conv(image_channels, inputs, 3)
         self.bn1 = nn.BatchNorm2d(inputs)
-        *planes, last = shufflenet_v2.CHANNELS[width_mult]
+        stage_2, last = _STAGE_2_AND_LAST[width_mult]
         stages = []
-        for outputs, blocks in zip(planes, shufflenet_v2.BLOCKS, strict=True):
+        for factor, blocks in ((1, 4), (2, 8), (4, 4)):
+            outputs = 224 if width_mult == 2 and factor == 1 else factor * stage_2
             layers: list[nn.Module] = [DownBlock(inputs, outputs // 2)]
             layers += [BasicBlock(outputs // 2) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*layers))

@@ -9,7 +9,7 @@ import pytest
 from conftest import command
 
 from lrunet_jax.errors import InputError
-from lrunet_jax.results import mean_curve, read_groups
+from lrunet_jax.runs.groups import mean_curve, read_groups
 from lrunet_jax.runs.record import accuracy_of
 
 N = "model.layer_reuse"

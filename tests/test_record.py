@@ -4,7 +4,7 @@ import json
 
 from etils import epath
 
-from lrunet_jax.runs.record import MetricsLog
+from lrunet_jax.runs.record import Record
 
 
 def line(step):
@@ -13,13 +13,13 @@ def line(step):
 
 def test_what_a_resumed_run_has_not_done_is_cut_off(tmp_path):
     workdir = epath.Path(tmp_path)
-    log = MetricsLog(workdir, step=0)
+    record = Record(workdir, step=0)
     for step in (10, 20, 30):
-        log.append(line(step))
-    log.close()
-    log = MetricsLog(workdir, step=20)
-    log.append(line(31))
-    log.close()
+        record.append(line(step))
+    record.close()
+    record = Record(workdir, step=20)
+    record.append(line(31))
+    record.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(text)["step"] for text in text.splitlines()] == [10, 20, 31]
     assert not (tmp_path / "metrics.jsonl.new").exists()

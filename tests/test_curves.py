@@ -4,8 +4,8 @@ import pytest
 from conftest import command
 from etils import epath
 
-from lrunet_jax.plot import plot_groups, plot_run
-from lrunet_jax.results import read_groups
+from lrunet_jax.runs.curves import Reference, plot_groups, plot_run
+from lrunet_jax.runs.groups import read_groups
 
 FIRST_BYTES = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 
@@ -26,11 +26,14 @@ def test_runs_published_numbers_and_iterations_are_in_the_picture(make_run, tmp_
         for seed in (0, 1)
     ]
     path = epath.Path(tmp_path) / "runs.svg"
-    plot_groups(read_groups([*paths, make_run("cifar", [0.4], "cifar10")]), path)
+    published = [Reference("lrunet", "fashion_mnist", 130_250, 1, 0.9117)]
+    groups = read_groups([*paths, make_run("cifar", [0.4], "cifar10")])
+    plot_groups(groups, path, published)
     picture = path.read_text()
     for word in ("lru4", "lru8", "cifar", "fashion_mnist", "cifar10", "published"):
         assert f"<!-- {word} -->" in picture  # matplotlib says what it draws as paths
     assert picture.count("<!-- iterations N -->") == 2  # one a data set
+    assert picture.count("<!-- hollow: published -->") == 1
 
 
 def test_names_of_runs_are_no_mathematics(make_run, tmp_path):

@@ -16,10 +16,11 @@ from conftest import ROOT, command
 
 import lrunet_jax
 from configs import digits
-from lrunet_jax import torch_format
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.loop import train_and_evaluate
+from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.storage import open_model, save_model
+from lrunet_jax.weights.stored import choose_dataset
 from lrunet_jax.weights.torch_models import create_torch_model
 
 
@@ -219,6 +220,8 @@ def test_hostile_shapes_and_numbers_get_one_line(lru1, tmp_path):
         ("name", 3),
         ("dataset", None),
         ("unknown", 1),
+        ("format", "new"),
+        ("format", -1),
     ],
 )
 def test_a_converted_directory_edited_by_hand_gets_one_line(
@@ -230,6 +233,41 @@ def test_a_converted_directory_edited_by_hand_gets_one_line(
     with pytest.raises(InputError, match="can't be read: ") as error:
         open_model(tmp_path / "a")
     assert "\n" not in str(error.value)
+
+
+def test_a_directory_of_a_later_format_is_named_with_what_is_new_in_it(lru1, tmp_path):
+    save_model(open_model(lru1), str(tmp_path / "a"))
+    path = tmp_path / "a" / "model" / "metadata"
+    facts = json.loads(path.read_text())
+    assert facts["format"] == 1
+    path.write_text(json.dumps(facts | {"format": 2, "seed": 1, "classes": ["a"]}))
+    with pytest.raises(InputError, match="can't be read: .*format 2, of 1 known") as e:
+        open_model(tmp_path / "a")
+    assert "unknown fields 'classes', 'seed'" in str(e.value)
+
+
+def test_what_a_directory_is_made_of_appears_whole_or_not_at_all(
+    lru1, tmp_path, monkeypatch
+):
+    stored = open_model(lru1)
+
+    def no_rename(self, target):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.rename", no_rename)
+    with pytest.raises(InputError, match="can't be written: OSError: no space left"):
+        save_model(stored, str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pytorch_file_that_is_not_published_does_not_say_what_it_learned(tmp_path):
+    oracle = create_torch_model("mobilenet", 3, 10, 0.25)  # as on CIFAR-10
+    torch.save(oracle.state_dict(), tmp_path / "mine.pt")
+    stored = open_model(tmp_path / "mine.pt")
+    assert stored.dataset == ""
+    with pytest.raises(InputError, match="does not say .* with --dataset"):
+        choose_dataset(stored)
+    assert choose_dataset(stored, "cifar10") == "cifar10"
 
 
 @pytest.mark.parametrize("name", ["config/metadata", "metrics/metrics"])

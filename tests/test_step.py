@@ -11,19 +11,19 @@ import pytest
 from conftest import ROOT
 from jax.sharding import AxisType
 
-from configs import default
 from lrunet_jax import create_model, data
+from lrunet_jax.train.evaluation import make_eval_call
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import Metrics, create_train_state, cross_entropy
-from lrunet_jax.train.step import make_eval_call, make_train_call, train_step
+from lrunet_jax.train.step import make_train_call, train_step
 
 
 def small_state(drop=0.0, shape=(16, 16, 3)):
     model = create_model(
         "lrunet", width_mult=0.25, layer_reuse=2, drop=drop, num_classes=5
     )
-    tx = create_optimizer(default.get_config(), lambda step: 0.1)
-    return create_train_state(model, tx, jax.random.key(0), shape)
+    tx = create_optimizer(lambda epoch: 0.1)
+    return create_train_state(model, tx, jax.random.key(0), shape, num_images=100)
 
 
 def random_split(size=10, shape=(16, 16, 3)):
@@ -93,8 +93,9 @@ def test_metrics_are_sums_over_what_the_mask_keeps():
 def test_evaluation_counts_every_image_once_whatever_the_batch():
     state, split = small_state(), random_split(11)
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    evaluate = make_eval_call(state.apply_fn, mesh)
     found = [
-        make_eval_call(mesh)(state, split, data.eval_batches(11, batch))
+        evaluate(state.variables(), split, data.eval_batches(11, batch))[0]
         for batch in (2, 4, 11, 16)
     ]
     for metrics in found:
@@ -124,12 +125,11 @@ import jax, numpy as np
 from jax.sharding import AxisType
 jax.config.update("jax_enable_x64", True)
 sys.path.insert(0, "tests")
-from test_steps import random_split, small_state
+from test_step import random_split, small_state
 from lrunet_jax import data
-from lrunet_jax import steps
-from lrunet_jax.train.step import data_shardings, make_eval_call, make_train_call
-
-steps._to_float = lambda images: images.astype("float64") / 255
+from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.evaluation import make_eval_call
+from lrunet_jax.train.step import make_train_call
 
 def double(tree):
     return jax.tree.map(
@@ -149,7 +149,8 @@ def run(count):
     key = put(jax.random.key(1))
     state = call(state, split, full, 0, 2, key)
     state = call(state, split, tail, 0, 1, key)
-    metrics = make_eval_call(mesh)(state, split, data.eval_batches(38, 16))
+    evaluate = make_eval_call(state.apply_fn, mesh, "float64")
+    metrics = evaluate(state.variables(), split, data.eval_batches(38, 16))
     if count > 1:
         text = call.lower(state, split, full, 0, 2, key).compile().as_text()
         assert "all-reduce" in text, "nothing is shared between the devices"

@@ -1,0 +1,130 @@
+"""The context that chooses between lowerings."""
+
+import concurrent.futures
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lrunet_jax import create_model, ops
+from lrunet_jax.errors import InputError
+from lrunet_jax.ops.lowerings import choose
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6, 6, 2)), jnp.float32)
+KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 1, 16)), jnp.float32)
+
+
+def primitives(function, *args):
+    """The names of the primitives of a traced function, inner ones too."""
+    return str(jax.make_jaxpr(function)(*args))
+
+
+def test_contexts_nest_and_end():
+    assert ops.resolve() == "cpu"  # of the platform
+    with ops.lowering("tpu"):
+        assert ops.resolve() == "tpu"
+        with ops.lowering("xla"):
+            assert ops.resolve() == "xla"
+        with ops.lowering("auto"):
+            assert ops.resolve() == "cpu"
+        assert ops.resolve("xla") == "xla"  # an argument comes first
+        assert ops.resolve() == "tpu"
+    assert ops.resolve() == "cpu"
+
+
+@pytest.mark.parametrize("name", ["fast", "mapped", "", "CPU"])
+def test_a_wrong_name_is_refused_where_it_is_given(name):
+    with pytest.raises(InputError, match="known are auto, cpu, tpu, xla"):
+        ops.lowering(name)
+    assert ops.resolve() == "cpu"
+
+
+def test_a_compiled_function_is_traced_anew_in_each_context():
+    traced = []
+
+    @jax.jit
+    def function(x):
+        traced.append(ops.resolve())
+        return ops.depthwise(x, KERNEL)
+
+    for _ in range(2):
+        for name in ops.LOWERINGS:
+            with ops.lowering(name):
+                function(X)
+    assert traced == list(ops.LOWERINGS)
+    function(X)  # `auto` is a context of its own
+    assert traced == [*ops.LOWERINGS, "cpu"]
+
+
+def test_a_thread_begins_with_auto():
+    with ops.lowering("tpu"), concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(ops.resolve).result() == "cpu"
+
+
+def test_an_operator_without_a_lowering_of_a_name_takes_xla_s():
+    assert choose({"xla": 1, "tpu": 2}, "cpu") == 1
+    assert choose({"xla": 1, "tpu": 2}, "tpu") == 2
+    for lowering in ("tpu", "xla"):
+        with ops.lowering(lowering):
+            assert "reduce_window" in primitives(ops.max_pool, X)
+    assert "reduce_window" not in primitives(ops.max_pool, X)
+
+
+def batch_norm(x):
+    ones = jnp.ones(len(x))
+    return ops.batch_norm(x, ops.Norm(ones, ones))[0]
+
+
+def block(x):
+    ones = lambda size: ops.Norm(jnp.ones(size), jnp.ones(size))
+    weights = ops.ReuseWeights(
+        dw=jnp.ones((3, 3, 1, 32)),
+        pw=jnp.ones((1, 1, 4, 16)),
+        dw_norm=ones(32),
+        pw_norm=ones(16),
+    )
+    carry, _ = ops.reuse(ops.begin_reuse(x), weights)
+    return ops.end_reuse(carry)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x: ops.depthwise(x, KERNEL),
+        lambda x: ops.pointwise(x, jnp.ones((1, 1, 2, 16)), groups=8),
+        lambda x: ops.conv(x, jnp.ones((3, 3, 16, 4))),
+        ops.max_pool,
+        ops.avg_pool,
+        ops.materialise,
+        batch_norm,
+        block,
+    ],
+    ids=["depthwise", "pointwise", "conv", "max_pool", "avg_pool", "materialise"]
+    + ["batch_norm", "reuse"],
+)
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(
+    operator, lowering
+):
+    with ops.lowering(lowering):
+        out, vjp = jax.vjp(operator, X)
+        inside = primitives(vjp, out)
+    assert primitives(vjp, out) == inside
+    other = {"cpu": "xla", "tpu": "cpu", "xla": "cpu"}[lowering]
+    with ops.lowering(other):
+        assert primitives(vjp, out) == inside
+
+
+def test_a_network_s_program_follows_the_context_and_its_fields_do_not():
+    model = create_model("lrunet", width_mult=0.25, layer_reuse=2)
+    images = jnp.zeros((2, 16, 16, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    texts = {}
+    for name in ops.LOWERINGS:
+        with ops.lowering(name):
+            texts[name] = jax.jit(model.apply).lower(variables, images).as_text()
+    assert len(set(texts.values())) == len(ops.LOWERINGS)
+    assert "feature_group_count = 16" in texts["xla"]
+    assert "feature_group_count = 16" not in texts["cpu"] + texts["tpu"]
+    assert set(vars(model)) & {"lowering", "unroll"} == set()
