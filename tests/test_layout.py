@@ -106,12 +106,8 @@ def test_no_file_of_the_package_is_ignored():
     if not (ROOT / ".git").exists():
         pytest.skip("a copy, not a clone")
     paths = [str(path) for path in MODULES.values()]
-    ignored = subprocess.run(
-        ["git", "check-ignore", "--no-index", *paths],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = ["git", "check-ignore", "--no-index", *paths]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ignored.stdout == ""
 
 

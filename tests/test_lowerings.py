@@ -100,8 +100,7 @@ def block(x):
         batch_norm,
         block,
     ],
-    ids=["depthwise", "pointwise", "conv", "max_pool", "avg_pool", "materialise"]
-    + ["batch_norm", "reuse"],
+    ids="depthwise pointwise conv max_pool avg_pool materialise norm reuse".split(),
 )
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(

@@ -241,7 +241,7 @@ def test_a_directory_of_a_later_format_is_named_with_what_is_new_in_it(lru1, tmp
     facts = json.loads(path.read_text())
     assert facts["format"] == 1
     path.write_text(json.dumps(facts | {"format": 2, "seed": 1, "classes": ["a"]}))
-    with pytest.raises(InputError, match="can't be read: .*format 2, of 1 known") as e:
+    with pytest.raises(InputError, match=r"can't be read: .*format 2, of 1 known") as e:
         open_model(tmp_path / "a")
     assert "unknown fields 'classes', 'seed'" in str(e.value)
 
@@ -265,7 +265,7 @@ def test_a_pytorch_file_that_is_not_published_does_not_say_what_it_learned(tmp_p
     torch.save(oracle.state_dict(), tmp_path / "mine.pt")
     stored = open_model(tmp_path / "mine.pt")
     assert stored.dataset == ""
-    with pytest.raises(InputError, match="does not say .* with --dataset"):
+    with pytest.raises(InputError, match=r"does not say .* with --dataset"):
         choose_dataset(stored)
     assert choose_dataset(stored, "cifar10") == "cifar10"
 
