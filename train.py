@@ -3,7 +3,7 @@
     python train.py
     python train.py --config=configs/lrunet.py:cifar10 --config.model.layer_reuse=14
 
-Started again with the same --workdir, it goes on where it was.
+Started again with the same --workdir, it resumes from the latest checkpoint.
 """
 
 import pathlib

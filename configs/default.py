@@ -10,10 +10,13 @@ RECIPES = ("paper", "modern")
 
 
 def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
-    """A recipe for a data set: `DATASET` or `DATASET,RECIPE`; here LruNet, N = 8.
+    """The config for DATASET or DATASET,RECIPE; here of LruNet, N = 8.
 
-    `paper`, the default, is the original's recipe. `modern` is shorter by two thirds,
-    and has what was found since.
+    The recipe `paper`, the default, is the original's. `modern` takes a third of the
+    epochs: cosine schedule, Nesterov momentum, label smoothing, averaged weights.
+
+    Raises:
+      ValueError: for an unknown data set or recipe.
     """
     dataset, _, recipe = argument.partition(",")
     for name, known in ((dataset, DATASETS), (recipe or "paper", RECIPES)):
@@ -30,7 +33,7 @@ def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
 
 
 def modernise(config: ml_collections.ConfigDict) -> None:
-    """Turns the paper's recipe into one of today."""
+    """Turns the recipe `paper` into `modern`."""
     config.epochs = 100
     config.schedule = "cosine"
     config.warmup_epochs = 1.0
@@ -42,7 +45,7 @@ def modernise(config: ml_collections.ConfigDict) -> None:
 
 
 def paper() -> ml_collections.ConfigDict:
-    """Every field, as in the paper's recipe for LruNet, N = 8, on CIFAR-10."""
+    """The config with every field, as in the paper for LruNet, N = 8, on CIFAR-10."""
     config = ml_collections.ConfigDict()
 
     # The network, by name, and its class's attributes.

@@ -11,7 +11,7 @@ from configs import default
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    """A short run without augmentation: a flipped digit is another sign."""
+    """The config of a short run, without augmentation: a flipped digit is none."""
     if argument:
         raise ValueError(f"config argument is {argument!r}; digits.py takes none")
     config = default.paper()

@@ -1,4 +1,6 @@
-"""LruNet by the paper's recipe: 300 epochs, 0.1 / 0.01 / 0.001 at 200 and 250.
+"""LruNet by the paper's recipe.
+
+300 epochs, with the learning rate 0.1, 0.01 from epoch 200 on, 0.001 from 250 on.
 
     python train.py --config=configs/lrunet.py:cifar10 --config.model.layer_reuse=14
     python train.py --config=configs/lrunet.py:cifar10,modern
@@ -16,7 +18,7 @@ from configs import default
 
 
 def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
-    """`DATASET` or `DATASET,RECIPE`; CIFAR-100 at width 2, as in the paper."""
+    """The config for DATASET or DATASET,RECIPE; for CIFAR-100 at width 2."""
     config = default.get_config(argument)
     if config.dataset == "cifar100":
         config.model.width_mult = 2.0

@@ -1,4 +1,6 @@
-"""ShuffleNet by the paper's recipe: 300 epochs, 0.1 / 0.01 / 0.001 at 200 and 250.
+"""ShuffleNet by the paper's recipe.
+
+300 epochs, with the learning rate 0.1, 0.01 from epoch 200 on, 0.001 from 250 on.
 
     python train.py --config=configs/shufflenet.py:cifar10
     python train.py --config=configs/shufflenet.py:cifar10,modern
@@ -14,7 +16,7 @@ from configs import default
 
 
 def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
-    """`DATASET` or `DATASET,RECIPE`, at the width that the paper has for it."""
+    """The config for DATASET or DATASET,RECIPE, at the paper's width for that set."""
     config = default.get_config(argument)
     config.model = ml_collections.ConfigDict()
     config.model.name = "shufflenet"

@@ -3,10 +3,10 @@
     python -m lrunet_jax.benchmark --model=lrunet --layer_reuse=8 --batch_size=256
     python -m lrunet_jax.benchmark --all --torch
 
-The training step is that of `train.py`, on random images that lie on the device:
-batch, augmentation, forward, backward, update. With --torch, PyTorch takes turns with
-it, in a process of its own: its eager step, without augmentation, in channels_last on
-as many threads.
+The training step is that of `train.py`, on random images that are already on the
+device: batch, augmentation, forward, backward, update. With --torch, PyTorch takes
+turns with it in a process of its own: an eager step without augmentation, in
+channels_last, with as many threads.
 """
 
 import argparse
@@ -55,20 +55,20 @@ def benchmark(
     """Times `model`, and PyTorch in turns with it.
 
     A turn is as many steps as take TURN_SECONDS here, at most MAX_COUNT; PyTorch makes
-    as many.
+    the same number.
 
     Args:
       model: the network.
       image_shape: (H, W, channels).
-      batch_size: images a step.
-      rounds: how often each is timed, after one time that is not counted.
-      dtype: of the computation.
+      batch_size: images per step.
+      rounds: how often each is timed, after a warm-up.
+      dtype: to compute in.
       torch_arguments: of `create_torch_model`; None to leave PyTorch out.
 
     Returns:
       `step_seconds`, `inference_seconds` of a batch and `single_seconds` of one image
-      as medians, each with its quartiles (`step_quartiles`); `compile_seconds` and
-      `temp_bytes` of the training step's program. With PyTorch also its medians
+      as medians, each with its 25 and 75 % quantiles (`step_quartiles`);
+      `compile_seconds` and `temp_bytes` of the training step's program. With PyTorch also its medians
       (`torch_step_seconds`), the ratio of the medians, PyTorch's over ours
       (`step_ratio`), and the quartiles of the rounds' ratios (`step_ratio_quartiles`).
     """
@@ -95,7 +95,7 @@ def benchmark(
 def _take_turns(
     functions: Sequence[Timed], rounds: int, turn_seconds: float
 ) -> list[list[float]]:
-    """The seconds of each function, for once, in each round."""
+    """The seconds that each function takes per time, in each round."""
     for function in functions:
         function(1)  # not counted
     count = 1

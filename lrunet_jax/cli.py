@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Keeps them in the user's cache, unless JAX's own variables say otherwise."""
+    """Caches compiled programs for the user, unless JAX's variables say otherwise."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
         jax.config.update("jax_compilation_cache_dir", str(directory))
@@ -57,12 +57,12 @@ def parse_flags(argv: Sequence[str], default_config: str) -> None:
     """Parses absl flags, among them a `config` of ml_collections.
 
     Args:
-      argv: the command's, with its name.
-      default_config: for `config`, whose flag must not have a default of its own:
-        ml_collections would load it, and fail, while the flag is defined.
+      argv: the command's name and its arguments.
+      default_config: the file to use without --config. The flag itself must have no
+        default: ml_collections would load it, and fail, while the flag is defined.
 
     Raises:
-      InputError: for what absl and ml_collections raise in a dozen ways.
+      InputError: for a bad flag or a bad value of the config.
     """
     app.define_help_flags()
     if not any(re.match("--?config(=|$)", argument) for argument in argv):
@@ -95,7 +95,7 @@ def add_model_fields(parser: argparse.ArgumentParser, model: str) -> None:
 
 
 def model_from(args: argparse.Namespace) -> nn.Module:
-    """The model `args.model`, with its attributes among the arguments."""
+    """Creates the model `args.model`, by the arguments of `add_model_fields`."""
     fields = model_fields(args.model)
     return create_model(args.model, **{name: getattr(args, name) for name in fields})
 
@@ -131,7 +131,7 @@ def _cell(value):
 
 
 def _bad_value(message):
-    """A line like `batch_size is 'a'; it must be of type int`, if so much is known."""
+    """Rewrites absl's message as `batch_size is 'a'; it must be of type int`."""
     match = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
     if not match:
         return _last_line(message)

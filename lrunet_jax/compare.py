@@ -2,7 +2,7 @@
 
     python -m lrunet_jax.compare PATHS... --data_dir=DIR
 
-One row a network. PATHS are whatever `lrunet_jax.evaluate` takes. With --torch each
+One row per network. PATHS are whatever `lrunet_jax.evaluate` takes. With --torch each
 also runs in PyTorch, on the same images.
 """
 
@@ -36,10 +36,10 @@ def compare(
       batch_size: images at a time.
 
     Returns:
-      `name`, `dataset`, `published` (a fraction; of an unpublished network what its
-      file records, None if nothing), `correct` of `total` images, their `difference`
-      from the published ones, the costs of `summarise`, `images_per_second` and the
-      `logits`.
+      `name`, `dataset`, `published` (the accuracy, a fraction; for an unpublished
+      network the one that its file records, or None), `correct` and `total` (images),
+      `difference` (of `correct` from the published number of images), the costs of
+      `summarise`, `images_per_second` and the `logits` (n, classes).
     """
     model = stored.create_model()
     result = evaluate(model, stored.variables, split, batch_size)
@@ -64,6 +64,12 @@ def compare_torch(
     stored: StoredModel, split: Split, batch_size: int, logits: np.ndarray
 ) -> dict[str, Any]:
     """The answers of PyTorch for the same network and images, on the CPU.
+
+    Args:
+      stored: the network.
+      split: the test set.
+      batch_size: images at a time.
+      logits: (n, classes), those of the network here.
 
     Returns:
       `torch_correct`, `logit_difference`, the largest from `logits` here, and

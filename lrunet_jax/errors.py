@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that commands report in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,13 +12,20 @@ class InputError(ValueError):
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
-    """Raises an InputError unless `condition` holds."""
+    """Raises an InputError unless `condition` holds.
+
+    Args:
+      condition: that must hold.
+      field: the name of the value.
+      value: the value.
+      allowed: a phrase for the message: `it must be ...`.
+    """
     if not condition:
         raise InputError(f"{field} is {value!r}; it must be {allowed}")
 
 
 def require_known(field: str, value: str, known: Iterable[str]) -> None:
-    """Raises an InputError, with the nearest name, unless `value` is known."""
+    """Raises an InputError that suggests the nearest name, unless `value` is known."""
     known = sorted(known)
     if value not in known:
         near = difflib.get_close_matches(str(value), known, n=1)

@@ -12,7 +12,7 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
     The content is written beside `path` first, under a name that nobody else has.
 
     Raises:
-      OSError: if it can't be written; nothing of it is left then.
+      OSError: if it can't be written; no part of it is left then.
     """
     target = epath.Path(path)
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}.part")

@@ -2,7 +2,8 @@
 
     python -m lrunet_jax.plot RUNS... --out=runs.png
 
-Runs that differ in nothing but the seed are averaged. Published accuracies are grey.
+Runs that differ in nothing but the seed are averaged. Published accuracies are hollow
+grey markers.
 """
 
 import argparse

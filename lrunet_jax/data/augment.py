@@ -14,12 +14,13 @@ ANGLES = 1 << 16  # that a rotation is drawn from
 
 
 class Transforms(NamedTuple):
-    """What happens to each image of a batch.
+    """The transforms of the images of a batch.
 
     Attributes:
-      top, left: (B,) int32, where the crop begins in the padded image.
-      rotation: (B, 4) int32, `fixed_point_rotations` of its angle.
-      flip: (B,) bool, left and right exchanged.
+      top: (B,) int32, the first row of the crop in the padded image.
+      left: (B,) int32, its first column.
+      rotation: (B, 4) int32, the `fixed_point_rotations` of its angle.
+      flip: (B,) bool, whether left and right are exchanged.
     """
 
     top: jax.Array
@@ -38,7 +39,7 @@ def make_augment(
     Args:
       size: height and width of the crop, in pixels.
       padding: zeros around the image before the crop, in pixels; the crop's offset is
-        uniform. 0 with a size of the image's own turns cropping off.
+        uniform. With 0, and the size of the image itself, nothing is cropped.
       rotation: the largest angle in degrees, drawn uniformly in both directions; 0
         turns it off.
       flip: whether half of the images are flipped.
@@ -71,7 +72,7 @@ def transform(
 ) -> jax.Array:
     """Crops, rotates (nearest neighbour, zero outside) and flips.
 
-    In integer arithmetic: the same pixels on every backend.
+    It computes in integers, so that all backends give the same pixels.
 
     Args:
       images: (B, H, W, channels) uint8.
@@ -101,8 +102,8 @@ def fixed_point_rotations(angles: np.ndarray, size: int) -> np.ndarray:
     """PIL's coefficients of rotations about the centre of a square image.
 
     Output pixel (x, y) takes input pixel ((x0 + x cos + y sin) >> 16,
-    (y0 - x sin + y cos) >> 16). They come from float64 on the host: float32 moves one
-    in twenty of them.
+    (y0 - x sin + y cos) >> 16). They are computed in float64 on the host: in float32
+    one in twenty of them would differ.
 
     Args:
       angles: (n,) in degrees, counter-clockwise.

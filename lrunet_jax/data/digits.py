@@ -8,8 +8,11 @@ import numpy as np
 def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Reads the UCI handwritten digits: 1,437 to train, 360 to test, 32x32, grey.
 
-    The file holds 8x8 images from 0 to 16, with their source and licence. They are
-    enlarged bilinearly here.
+    The file holds 8x8 images with values from 0 to 16, and their source and licence.
+    The images are enlarged bilinearly.
+
+    Args:
+      split: `train` or `test`.
 
     Returns:
       Images (n, 32, 32, 1) uint8 and labels (n,) int32.

@@ -16,13 +16,13 @@ _KNOWN = {  # (H, W, channels) and classes
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """A data set without its images.
+    """Facts about a data set.
 
     Attributes:
-      name: of the set.
+      name: of the data set.
       data_dir: directory of TFDS; empty for the default.
       image_shape: (H, W, channels).
-      num_classes: labels are below it.
+      num_classes: labels are from 0 to num_classes - 1.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Data sets as arrays: a name and a split -> uint8 images and labels."""
+"""Data sets as arrays: from a name and a split to uint8 images and labels."""
 
 import contextlib
 import hashlib
@@ -25,11 +25,11 @@ class Split(NamedTuple):
 
 
 def load_split(name: str, split: str, data_dir: str = "") -> Split:
-    """Reads a whole split: of `digits` from this package, else through TFDS.
+    """Reads a whole split: `digits` from this package, any other set through TFDS.
 
     A directory that TFDS has prepared in array_record form is read without
-    TensorFlow. TensorFlow reads one in tfrecord form, and downloads and prepares a
-    data set that is not there yet. Decoded once, a split is kept in the user's cache.
+    TensorFlow. TensorFlow is needed to read one in tfrecord form, and to download and
+    prepare a data set that is not there. A decoded split is kept in the user's cache.
 
     Args:
       name: a data set that `describe` knows.
@@ -50,7 +50,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
 def _decoded_once(
     name: str, files: list[str], decode: Callable[[], dict[str, np.ndarray]]
 ) -> Split:
-    """The split that is in `files`: decoding takes as long as all else of a start."""
+    """Decodes `files` once and keeps the split: decoding takes half of a start."""
     stats = [epath.Path(file).stat() for file in files]
     key = repr([(f, s.length, s.mtime) for f, s in zip(files, stats, strict=True)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The variables of a model without their numbers."""
+"""The abstract variables of a model: shapes and dtypes alone."""
 
 import functools
 from typing import Any
@@ -10,9 +10,13 @@ from flax import linen as nn
 
 @functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
 def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
-    """`params` and `batch_stats` of a network for images with so many channels.
+    """The `params` and `batch_stats` of a model, as `jax.ShapeDtypeStruct`.
 
     In float32, as they are stored, also where float64 is enabled.
+
+    Args:
+      model: the network.
+      channels: the number of channels of its images.
     """
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

@@ -28,7 +28,7 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def symmetric_uniform(bound: float) -> Initializer:
-    """Uniform in [-bound, bound)."""
+    """An initializer: uniform in [-bound, bound)."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -40,7 +40,7 @@ def require_common_fields(model: Any) -> None:
     """Checks the attributes that all networks have, and `drop` where there is one.
 
     Raises:
-      InputError: for the first that can't be.
+      InputError: that names the first one whose value is not allowed.
     """
     require(model.num_classes >= 1, "num_classes", model.num_classes, "at least 1")
     width = model.width_mult
@@ -50,17 +50,17 @@ def require_common_fields(model: Any) -> None:
 
 
 def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:
-    """The images of a network in the inner order: (channels, H, W, B).
+    """Transposes images to (channels, H, W, B), the layout inside the networks.
 
     Where the network's variables hold the statistics of its training images,
     `input_stats/{mean,std}` (channels,), the images are normalised by them.
 
     Args:
-      model: in whose `__call__` this is.
+      model: the network that is being called.
       images: (B, H, W, channels) in [0, 1].
 
     Raises:
-      InputError: for integers, of which no network makes sense.
+      InputError: for images of integers; `data.to_float` converts them.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(
@@ -94,7 +94,7 @@ class Conv(KernelLayer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         shape = (3, 3, x.shape[0], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         return ops.conv(x, kernel, stride=self.stride)
@@ -110,7 +110,7 @@ class Pointwise(KernelLayer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H, W, B)."""
+        """Maps (inputs, H, W, B) to (channels, H, W, B)."""
         inputs = x.shape[0]
         shape = (1, 1, inputs // self.groups, self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
@@ -130,7 +130,7 @@ class Depthwise(KernelLayer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(channels, H, W, B) to (channels, H / stride, W / stride, B)."""
+        """Maps (channels, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[0]))
         return ops.depthwise(x, kernel, stride=self.stride)
 
@@ -156,7 +156,7 @@ class Linear(KernelLayer):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(inputs, B) to (B, features)."""
+        """Maps (inputs, B) to (B, features)."""
         inputs = x.shape[0]
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
         bias_init = self.bias_init or symmetric_uniform(inputs**-0.5)
@@ -175,13 +175,18 @@ class BatchNorm(nn.Module):
     The running variance takes the unbiased variance of the batch, the normalisation
     the biased one: Flax's own layer takes the biased one for both. Means and
     variances are float32 whatever the input's dtype (float64 for float64).
+
+    Attributes:
+      channels: of the input.
+      momentum: the share of the old running value that is kept, as Flax means it;
+        what PyTorch calls momentum is the rest, 0.1.
     """
 
     channels: int
-    momentum: float = 0.9  # Flax's sense: how much of the running value is kept
+    momentum: float = 0.9
 
     def setup(self) -> None:
-        """Parameters `scale` and `bias`; statistics `mean` and `var`."""
+        """Declares the parameters `scale`, `bias` and the statistics `mean`, `var`."""
         shape = (self.channels,)
         self.scale = self.param("scale", nn.initializers.ones, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape)
@@ -189,14 +194,14 @@ class BatchNorm(nn.Module):
         self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises x (channels, H, W, B) by the batch, or by what runs."""
+        """Normalises x (channels, H, W, B), by its own moments or the running ones."""
         x, moments = ops.batch_norm(x, self.norm(train=train))
         if moments is not None:
             self.update(moments)
         return x
 
     def norm(self, *, train: bool) -> ops.Norm:
-        """The parameters; with the running statistics, unless in training."""
+        """The parameters for `ops.batch_norm`; in training without the statistics."""
         running = None if train else ops.Moments(self.mean.value, self.var.value)
         return ops.Norm(self.scale, self.bias, running)
 

@@ -28,17 +28,17 @@ class LruNet(nn.Module):
 
     The stem has 64 channels at every width. Where the first block takes more, the
     stem's channels are repeated; where it takes fewer, the first ones are taken. At
-    width 2 that is the original's [x, x].
+    width 2 that is the original's concatenation of the stem's output with itself.
 
     Attributes:
-      num_classes: logits.
+      num_classes: number of logits.
       width_mult: scales the channels of the blocks: a multiple of 1 / 8, so that
         every stage makes whole groups of 8.
       layer_reuse: iterations N of each block, at least 1.
       drop: dropout rate before the last convolution.
 
     Raises:
-      InputError: on construction, for a field outside these.
+      InputError: on construction, for a value that is not allowed.
     """
 
     num_classes: int = 10
@@ -59,7 +59,7 @@ class LruNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits, never negative.
+        """Computes the logits; never negative, as the original ends with a ReLU.
 
         Args:
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
@@ -90,12 +90,12 @@ class LruNet(nn.Module):
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """[x, x] along the channels."""
+    """Repeats the channels: (C, H, W, B) to (2C, H, W, B)."""
     return jnp.concatenate([x, x])
 
 
 class ReuseBlock(nn.Module):
-    """One depthwise and one pointwise convolution, applied N times: figure 2.
+    """One depthwise and one pointwise convolution, applied N times.
 
     The two kernels are shared by all iterations. Each iteration has two batch norms
     of its own, stacked along a leading axis of N.
@@ -105,7 +105,7 @@ class ReuseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(C, H, W, B) to the same."""
+        """Maps (C, H, W, B) to the same shape."""
         channels = x.shape[0]
         dw = Kernel((3, 3, 1, 2 * channels), name="dw")()
         pw = Kernel((1, 1, 2 * channels // GROUPS, channels), name="pw")()
@@ -122,7 +122,7 @@ class ReuseBlock(nn.Module):
 
     @nn.nowrap
     def costs(self, out: jax.Array) -> list[Layer]:
-        """The costs of both kernels, N times, behind whose last pass `out` is."""
+        """The costs of both kernels over N iterations, for the block's output `out`."""
         channels, height, width, _ = out.shape
         params, times = self.variables["params"], self.layer_reuse
         outputs = {"dw": (height, width, 2 * channels), "pw": (height, width, channels)}
@@ -133,7 +133,7 @@ class ReuseBlock(nn.Module):
 
 
 class ReuseIteration(nn.Module):
-    """shuffle, depthwise, norm, pointwise, norm, residual, ReLU."""
+    """An iteration: shuffle, depthwise, norm, pointwise, norm, residual, ReLU."""
 
     train: bool
 
@@ -141,7 +141,7 @@ class ReuseIteration(nn.Module):
     def __call__(
         self, carry: ops.ReuseCarry, dw: jax.Array, pw: jax.Array
     ) -> tuple[ops.ReuseCarry, None]:
-        """The block's state and its two kernels to its state an iteration later."""
+        """Applies the iteration to a block's carry, by the block's two kernels."""
         channels = pw.shape[3]
         dw_norm = BatchNorm(2 * channels, name="dw_bn_list")
         pw_norm = BatchNorm(channels, name="pw_bn_list")

@@ -24,12 +24,12 @@ class MobileNet(nn.Module):
     """A 3x3 convolution, 13 depthwise separable blocks, a linear classifier.
 
     Attributes:
-      num_classes: logits.
-      width_mult: scales all channels; at least 1 / 32, the stem's one channel.
+      num_classes: number of logits.
+      width_mult: scales all channels; at least 1 / 32, where the stem has one.
       drop: dropout rate before the classifier.
 
     Raises:
-      InputError: on construction, for a field outside these.
+      InputError: on construction, for a value that is not allowed.
     """
 
     num_classes: int = 10
@@ -48,7 +48,7 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits (B, num_classes).
+        """Computes the logits (B, num_classes).
 
         Args:
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
@@ -74,14 +74,14 @@ class MobileNet(nn.Module):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise, norm, ReLU, pointwise, norm, ReLU."""
+    """A block: depthwise, norm, ReLU, pointwise, norm, ReLU."""
 
     channels: int
     stride: int
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         inputs = x.shape[0]
         x = Depthwise(self.stride, kernel_init=fan_in_uniform, name="conv1")(x)
         x = nn.relu(BatchNorm(inputs, name="bn1")(x, train=train))

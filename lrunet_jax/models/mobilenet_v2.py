@@ -33,13 +33,13 @@ class MobileNetV2(nn.Module):
     """A 3x3 convolution, 17 inverted residuals, a 1x1 convolution, a classifier.
 
     Attributes:
-      num_classes: logits.
-      width_mult: scales all channels but the last 1280, which only grow; at least
-        1 / 16, where the first block has one channel.
+      num_classes: number of logits.
+      width_mult: scales all channels, the last 1280 only above 1; at least 1 / 16,
+        where the first block has one channel.
       drop: dropout rate before the classifier.
 
     Raises:
-      InputError: on construction, for a field outside these.
+      InputError: on construction, for a value that is not allowed.
     """
 
     num_classes: int = 10
@@ -58,7 +58,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits (B, num_classes).
+        """Computes the logits (B, num_classes).
 
         Args:
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
@@ -93,7 +93,7 @@ class MobileNetV2(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise to the hidden channels, depthwise, pointwise without ReLU.
+    """A block: pointwise to the hidden channels, depthwise, pointwise without ReLU.
 
     Submodules are numbered as in the original, where a ReLU6 has a number too.
     """
@@ -104,7 +104,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         y, inputs, number = x, x.shape[0], 0
         hidden = inputs * self.expansion
         if self.expansion > 1:

@@ -34,12 +34,12 @@ class ShuffleNet(nn.Module):
     """A 3x3 convolution, three stages of bottlenecks, a linear classifier.
 
     Attributes:
-      num_classes: logits.
-      width_mult: scales all channels, which the groups must divide.
+      num_classes: number of logits.
+      width_mult: scales all channels; `groups` must divide what comes of it.
       groups: of the pointwise convolutions: 1, 2, 3, 4 or 8.
 
     Raises:
-      InputError: on construction, for a field outside these.
+      InputError: on construction, for a value that is not allowed.
     """
 
     num_classes: int = 10
@@ -71,16 +71,16 @@ class ShuffleNet(nn.Module):
         super().__post_init__()
 
     def scaled(self, channels: int) -> int:
-        """Of `channels` at width 1, those at this width."""
+        """The number of channels at this width, for `channels` at width 1."""
         return int(channels * self.width_mult)
 
     def stage_channels(self) -> list[int]:
-        """What each stage puts out."""
+        """The output channels of each stage."""
         return [self.scaled(channels) for channels in PLANES[self.groups]]
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits (B, num_classes).
+        """Computes the logits (B, num_classes).
 
         Args:
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
@@ -103,7 +103,7 @@ class ShuffleNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Grouped pointwise, shuffle, depthwise, grouped pointwise, beside a shortcut.
+    """A block: grouped pointwise, shuffle, depthwise, pointwise, beside a shortcut.
 
     At stride 2 the shortcut is an average pooling, whose channels are put before the
     others; at stride 1 the input itself is added.
@@ -115,7 +115,7 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H / stride, W / stride, B)."""
+        """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         out = self.channels - x.shape[0] if self.stride == 2 else self.channels
         mid = out // (4 * self.groups) * self.groups
         y = Pointwise(mid, self.groups, kernel_init=fan_in_uniform, name="conv1")(x)

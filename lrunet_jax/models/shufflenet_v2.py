@@ -35,11 +35,11 @@ class ShuffleNetV2(nn.Module):
     """A 3x3 convolution, three stages of blocks, a 1x1 convolution, a classifier.
 
     Attributes:
-      num_classes: logits.
-      width_mult: a row of `CHANNELS`.
+      num_classes: number of logits.
+      width_mult: 0.25, 0.5, 0.75, 1.0, 1.5 or 2.0.
 
     Raises:
-      InputError: on construction, for a field outside these.
+      InputError: on construction, for a value that is not allowed.
     """
 
     num_classes: int = 10
@@ -57,7 +57,7 @@ class ShuffleNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        """Logits (B, num_classes).
+        """Computes the logits (B, num_classes).
 
         Args:
           images: (B, H, W, channels) in [0, 1]; their dtype is the network's.
@@ -79,11 +79,11 @@ class ShuffleNetV2(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Half of the channels pass; the others go through three convolutions."""
+    """A block that passes half of its channels on, and the others through layers."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(C, H, W, B) to the same."""
+        """Maps (C, H, W, B) to the same shape."""
         left, right = jnp.split(x, 2)
         half = len(left)
         right = Pointwise(half, kernel_init=fan_in_uniform, name="conv1")(right)
@@ -97,13 +97,13 @@ class BasicBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Both halves of the output are made of all channels, at stride 2."""
+    """A block that makes both halves of its output of all channels, at stride 2."""
 
     channels: int
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(inputs, H, W, B) to (channels, H / 2, W / 2, B)."""
+        """Maps (inputs, H, W, B) to (channels, ceil(H / 2), ceil(W / 2), B)."""
         inputs, half = len(x), self.channels // 2
         left = Depthwise(stride=2, kernel_init=fan_in_uniform, name="conv1")(x)
         left = BatchNorm(inputs, name="bn1")(left, train=train)

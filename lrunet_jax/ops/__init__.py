@@ -1,4 +1,4 @@
-"""Operators on (channels, height, width, batch) arrays: what XLA does badly by itself.
+"""Operators on (channels, height, width, batch) arrays, where XLA's own are slow.
 
 The batch is the last axis, so that every sum and product runs along one contiguous
 vector, and a channel is one contiguous slab. How an operator is written for a

@@ -9,13 +9,14 @@ from lrunet_jax.ops.lowerings import choose
 
 
 def avg_pool(x: jax.Array, *, lowering: str | None = None) -> jax.Array:
-    """The sum of each 3x3 window over 9, stride 2, padding 1.
+    """Averages each 3x3 window, at stride 2 and padding 1.
 
-    At the edge the zeros of the padding count, as PyTorch's default has it.
+    It always divides by 9, so that the zeros of the padding count, as is PyTorch's
+    default.
 
     Args:
       x: (C, H, W, B).
-      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (C, ceil(H / 2), ceil(W / 2), B), in x's dtype.

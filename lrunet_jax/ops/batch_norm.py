@@ -37,17 +37,17 @@ class Norm(NamedTuple):
 def batch_norm(
     x: jax.Array, norm: Norm, *, lowering: str | None = None
 ) -> tuple[jax.Array, Moments | None]:
-    """Batch normalisation: (x - mean) / sqrt(variance + EPSILON) * scale + bias.
+    """Batch normalisation: (x - mean) / sqrt(variance + 1e-5) * scale + bias.
 
     Args:
       x: (C, H, W, B).
       norm: scale, bias and moments.
-      lowering: `auto` or one of `LOWERINGS`, by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
-      The output, in x's shape and dtype, and where the batch's own moments were taken
-      (by their biased variance, as PyTorch) the estimate that they are of all images'
-      moments: the mean and the unbiased variance, without gradient.
+      The output, in x's shape and dtype, and None if `norm.running` was given; else
+      the batch's mean and unbiased variance, which running statistics take and through
+      which no gradient flows. The output takes the biased variance, as PyTorch's.
     """
     if norm.running is not None:
         return normalise(x, norm.scale, norm.bias, norm.running), None
@@ -57,7 +57,7 @@ def batch_norm(
 def normalise_by_batch(
     x: jax.Array, norm: Norm, lowering: str
 ) -> tuple[jax.Array, Moments]:
-    """`batch_norm` by the batch's own moments, in a lowering."""
+    """Does what `batch_norm` does with the batch's own moments, in a given lowering."""
     x = materialise(x, lowering=lowering)
     out, moments = _batch_norm(x, norm.scale, norm.bias, lowering)
     return out, unbiased(moments, x[0].size)
@@ -104,23 +104,23 @@ def batch_moments(x: jax.Array) -> Moments:
 def normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, moments: Moments
 ) -> jax.Array:
-    """(x - mean) / sqrt(variance + EPSILON) * scale + bias, in x's dtype."""
+    """Computes (x - mean) / sqrt(variance + EPSILON) * scale + bias, in x's dtype."""
     centred = x - per_channel(moments.mean)
     factor = per_channel(scale * rsqrt(moments))
     return (centred * factor + per_channel(bias)).astype(x.dtype)
 
 
 def unbiased(moments: Moments, count: int) -> Moments:
-    """The moments with the unbiased variance, of `count` values a channel."""
+    """Makes the variance unbiased, for `count` values per channel; stops gradients."""
     factor = count / max(count - 1, 1)
     return lax.stop_gradient(moments._replace(variance=moments.variance * factor))
 
 
 def rsqrt(moments: Moments) -> jax.Array:
-    """1 / sqrt(variance + EPSILON), (C,)."""
+    """Computes 1 / sqrt(variance + EPSILON), (C,)."""
     return lax.rsqrt(moments.variance + EPSILON)
 
 
 def per_channel(values: jax.Array) -> jax.Array:
-    """(C,) -> (C, 1, 1, 1)."""
+    """Reshapes (C,) to (C, 1, 1, 1)."""
     return values[:, None, None, None]

@@ -22,7 +22,7 @@ def conv(
       x: (C, H, W, B).
       kernel: (3, 3, C, out), as Flax shapes it.
       stride: 1 or 2, in both directions.
-      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (out, ceil(H / stride), ceil(W / stride), B), in x's dtype.
@@ -87,7 +87,7 @@ _cpu.defvjp(_cpu_forward, _cpu_backward)
 
 
 def _bands(x, stride):
-    """x, padded; the number of equal bands of output rows, and the rows of each."""
+    """Pads x; returns it with the number of bands of output rows, and rows in each."""
     height, width = (-(-size // stride) for size in x.shape[1:3])
     row_bytes = 9 * x.shape[0] * width * x.shape[3] * x.dtype.itemsize
     fits = lambda rows: height % rows == 0 and rows * row_bytes <= _BAND_BYTES
@@ -96,7 +96,7 @@ def _bands(x, stride):
 
 
 def _patches(padded, band, rows, stride):
-    """What the outputs of a band read: (9 * C, rows * W / stride, B)."""
+    """The input of one band of output rows: (9 * C, rows * W / stride, B)."""
     first, count = band * rows * stride, (rows - 1) * stride + 1
     lines = lax.dynamic_slice_in_dim(padded, first, count + 2, 1)
     width = padded.shape[2] - 2

@@ -26,7 +26,7 @@ def depthwise(
       kernel: (3, 3, 1, C * M), as Flax shapes a depthwise kernel; output channel
         c * M + m reads input channel c.
       stride: 1 or 2, in both directions.
-      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (C * M, ceil(H / stride), ceil(W / stride), B), in x's dtype.
@@ -77,17 +77,17 @@ _LOWERINGS: dict[str, Callable[..., jax.Array]] = {
 
 
 def by_channel(kernel: jax.Array, channels: int) -> jax.Array:
-    """(3, 3, 1, C * M) -> (C, M, 3, 3), of which channel blocks are slices."""
+    """Reshapes (3, 3, 1, C * M) to (C, M, 3, 3), which can be sliced by channel."""
     return jnp.moveaxis(kernel.reshape(3, 3, channels, -1), (0, 1), (2, 3))
 
 
 def by_position(kernels: jax.Array) -> jax.Array:
-    """The inverse of `by_channel`."""
+    """Undoes `by_channel`."""
     return jnp.moveaxis(kernels, (2, 3), (0, 1)).reshape(3, 3, 1, -1)
 
 
 def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
-    """The convolution of x (C, H, W, B) with kernels (C, M, 3, 3)."""
+    """Convolves x (C, H, W, B) with kernels (C, M, 3, 3) to (C * M, H, W, B)."""
     total = _weighted_sum(windows(in_memory(pad(x[:, None])), stride), kernels)
     return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
 
@@ -95,7 +95,7 @@ def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
 def shifted_sum_gradients(
     x: jax.Array, kernels: jax.Array, grad: jax.Array, stride: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of `shifted_sum` to x and kernels.
+    """The gradients of `shifted_sum` to x and to kernels, in their shapes.
 
     Args:
       x: (C, H, W, B).
@@ -140,7 +140,7 @@ def _add(a, b):
 
 
 def _weighted_sum(views, kernels):
-    """Of nine views (..., H, W, B), each times its place in kernels (..., 3, 3)."""
+    """Sums nine views (..., H, W, B), each times its place in kernels (..., 3, 3)."""
     places = ((i, j) for i in range(3) for j in range(3))
     products = (
         view * kernels[..., i, j][..., None, None, None]

@@ -11,19 +11,17 @@ T = TypeVar("T")
 
 
 def materialise(x: T, *, lowering: str | None = None) -> T:
-    """An identity whose input, and whose gradient, are computed once.
+    """Returns x, and makes XLA for CPU store it, and its gradient, in memory.
 
-    XLA for CPU computes an elementwise expression anew in each of its readers: the
-    output of a residual block was summed in each, and with it those of all blocks
-    before; the nine shifts of a convolution were read from an input computed nine
-    times; and a product's reader flattens the pixels, so that what made them divided
-    in its inner loop to find its place. It ignores `lax.optimization_barrier`; a
-    call that is not inlined costs nothing and stops it.
+    Left to itself, XLA for CPU fuses an elementwise expression into every consumer and
+    computes it there anew: a residual sum together with the sums of all blocks before
+    it, the input of a convolution nine times. It ignores `lax.optimization_barrier`; a
+    call that is not inlined stops it, and costs nothing.
 
     Args:
-      x: an array of any shape, or a pytree of them. Nothing is computed from one of
-        them before all are there.
-      lowering: `auto` or one of `LOWERINGS`, by default as the context has it; only
+      x: an array of any shape, or a pytree of them; no consumer of one leaf starts
+        before all leaves are computed.
+      lowering: `auto` or one of `LOWERINGS`, by default that of `ops.lowering`; only
         `cpu` does anything.
     """
     return in_memory(x) if resolve(lowering) == "cpu" else x
@@ -31,7 +29,7 @@ def materialise(x: T, *, lowering: str | None = None) -> T:
 
 @jax.custom_vjp
 def in_memory(x: T) -> T:
-    """The same, within the `cpu` lowering."""
+    """Does what `materialise` does in the `cpu` lowering."""
     with set_xla_metadata(inlineable="false"):
         return _identity(x)
 

@@ -16,7 +16,7 @@ def max_pool(x: jax.Array, *, lowering: str | None = None) -> jax.Array:
 
     Args:
       x: (C, H, W, B).
-      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (C, ceil(H / 2), ceil(W / 2), B), in x's dtype.

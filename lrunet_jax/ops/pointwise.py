@@ -21,7 +21,7 @@ def pointwise(
       kernel: (1, 1, C / groups, out), as Flax shapes it; output channels are in the
         order of their groups.
       groups: a divisor of C and of out.
-      lowering: `auto` or one of `LOWERINGS`; by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (out, H, W, B), in x's dtype.
@@ -30,18 +30,18 @@ def pointwise(
 
 
 def by_group(kernel: jax.Array, groups: int) -> jax.Array:
-    """(1, 1, in, groups * out) -> (groups, out, in), one matrix a group."""
+    """Reshapes (1, 1, in, groups * out) to (groups, out, in), one matrix per group."""
     return jnp.moveaxis(kernel.reshape(kernel.shape[2], groups, -1), 0, 2)
 
 
 def by_input(matrices: jax.Array) -> jax.Array:
-    """The inverse of `by_group`."""
+    """Undoes `by_group`."""
     inputs = matrices.shape[2]
     return jnp.moveaxis(matrices, 2, 0).reshape(1, 1, inputs, -1)
 
 
 def dense_matrix(matrices: jax.Array) -> jax.Array:
-    """(groups, out, in) -> (groups * out, groups * in), zero between the groups."""
+    """Makes (groups, out, in) a block-diagonal (groups * out, groups * in)."""
     groups, outputs, inputs = matrices.shape
     eye = jnp.eye(groups, dtype=matrices.dtype)
     dense = jnp.einsum("goi,gh->gohi", matrices, eye)
@@ -49,7 +49,7 @@ def dense_matrix(matrices: jax.Array) -> jax.Array:
 
 
 def mix(matrix: jax.Array, x: jax.Array) -> jax.Array:
-    """(out, in) and (in, H, W, B) -> (out, H, W, B)."""
+    """Multiplies (out, in) and (in, H, W, B) to (out, H, W, B)."""
     # No reshape to (in, H * W * B): a sharded batch must stay an axis of its own.
     return jnp.einsum("oi,ihwb->ohwb", matrix, x)
 

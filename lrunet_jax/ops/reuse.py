@@ -3,8 +3,8 @@
     x -> shuffle -> depthwise -> norm -> pointwise, in groups -> norm -> + x -> ReLU
 
 The original shuffles after every iteration but the last. Here each iteration shuffles
-its own input, and a block undoes one shuffle first: the same network, and all
-iterations are alike. Between a block's iterations the channels may lie in any order
+its own input, and a block begins by undoing one shuffle: that is the same network, with
+identical iterations. Between a block's iterations the channels may lie in any order
 that suits the lowering, so what goes from one to the next is a `ReuseCarry`.
 """
 
@@ -33,8 +33,9 @@ class ReuseCarry(struct.PyTreeNode):
 
     Attributes:
       x: (C, H, W, B).
-      order: (C,), the place of each channel of x; None where they are in their places.
-      lowering: of the whole block.
+      order: (C,), where in the network each channel of x belongs; None if it lies
+        there.
+      lowering: in which the whole block is written.
     """
 
     x: jax.Array
@@ -47,7 +48,7 @@ def begin_reuse(x: jax.Array, *, lowering: str | None = None) -> ReuseCarry:
 
     Args:
       x: the block's input, (C, H, W, B).
-      lowering: `auto` or one of `LOWERINGS`, by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
     """
     lowering = resolve(lowering)
     if lowering == "tpu":
@@ -58,11 +59,11 @@ def begin_reuse(x: jax.Array, *, lowering: str | None = None) -> ReuseCarry:
 def reuse(
     carry: ReuseCarry, weights: ReuseWeights
 ) -> tuple[ReuseCarry, ReuseMoments | None]:
-    """One iteration.
+    """Applies one iteration.
 
     Returns:
-      The carry for the next one and, where the norms took the batch's own moments,
-      their estimates as of `batch_norm`.
+      The carry for the next one, and None if the norms have running moments; else the
+      batch's moments at both norms, as `batch_norm` returns them.
     """
     if carry.order is not None:
         order = shuffled_order(carry.order)
@@ -78,7 +79,7 @@ def reuse(
 
 
 def end_reuse(carry: ReuseCarry) -> jax.Array:
-    """A block's output (C, H, W, B), from the carry behind its last iteration."""
+    """A block's output (C, H, W, B), from the carry after its last iteration."""
     return carry.x if carry.order is None else in_order(carry.x, carry.order)
 
 

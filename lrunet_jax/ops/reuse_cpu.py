@@ -1,19 +1,24 @@
 """The reuse block's iteration for CPU: one group of channels at a time.
 
-The groups never meet between two shuffles, so each goes through the whole iteration
+The groups do not mix between two shuffles, so each goes through the whole iteration
 while it is in cache, and nothing but the iteration's input and the moments is kept for
-the backward pass, which is written by hand:
+the backward pass, which is written by hand. For one group, with pixels as columns:
 
-With y the depthwise output, h = (y - mean1) / std1 its normalised form, P the
-pointwise matrix and s the first norm's scale, the second norm meets z = P (s h + b)
-and takes its own mean away, so z is (P s / std1) y =: F y here, up to a constant per
-channel, and the first norm's bias b has no gradient at all. Let gz be the gradient of
-z. The second norm makes its sum 0. Then, without another pass over the data, the two
-sums that the first norm's gradient needs are
+    y    the output of the depthwise convolution
+    h    (y - mean1) / std1, its normalised form
+    s, b the first norm's scale and bias
+    P    the pointwise matrix
+    z    P (s h + b), the input of the second norm
+    gh, gz the gradients of h and z
+
+The second norm subtracts the mean of its input. So b has no gradient, z may be
+computed as F y with F = P s / std1, up to a constant per channel, and gz sums to 0
+over the pixels. The gradient of the first norm needs two sums over the pixels, which
+then cost no pass over the data:
 
     sum(gh) = 0        sum(gh * h) = sum over outputs of (P s) * (gz h^T)
 
-and gz h^T is the product that the gradient of P needs as well.
+gz h^T is the product that the gradient of P needs as well.
 """
 
 import jax
@@ -45,7 +50,7 @@ from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 def grouped_iteration(
     x: jax.Array, weights: ReuseWeights
 ) -> tuple[jax.Array, ReuseMoments | None]:
-    """The iteration of `ops.reuse`, its shuffle included, of x (C, H, W, B)."""
+    """Applies the iteration of `ops.reuse`, its shuffle included, to x (C, H, W, B)."""
     if weights.dw_norm.running is not None:
         return _folded_iteration(x, weights), None
     out, moments = _iteration(x, weights)

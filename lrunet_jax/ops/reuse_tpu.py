@@ -1,12 +1,13 @@
 """The reuse block's iteration for TPU: channels stay, weights are reordered.
 
-To a dense matrix one order of its channels is as good as another, and shuffling them
+A dense matrix product costs the same in any order of the channels, and shuffling them
 took a third of the step, by the TPU compiler's estimate. So the channels of x stay
-where they are through the block, `order` says which place of the network each has, and
-an iteration's weights are brought into that order.
+where they are through the block, and an iteration's weights are brought into their
+order. The place of a channel is the index that it has in the network; `order` (C,)
+holds the place of each channel of x.
 
 All permutations are products with one-hot rows: a TPU gathers element by element, and
-its compiler does not even estimate for how long.
+its compiler gives no estimate of how long that takes.
 """
 
 import jax
@@ -23,12 +24,12 @@ from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 def ordered_iteration(
     x: jax.Array, weights: ReuseWeights, order: jax.Array
 ) -> tuple[jax.Array, ReuseMoments | None]:
-    """The iteration of `ops.reuse`, behind its shuffle.
+    """Applies the iteration of `ops.reuse`, except its shuffle.
 
     Args:
       x: (C, H, W, B).
       weights: in the network's order.
-      order: (C,), the place of each channel of x, once shuffled.
+      order: (C,), the place of each channel of x after the shuffle.
     """
     if weights.dw_norm.running is None:
         return _iteration(x, weights, order)
@@ -36,19 +37,19 @@ def ordered_iteration(
 
 
 def unshuffled_order(channels: int) -> jax.Array:
-    """The places (channels,) whose `shuffled_order` is 0, 1, 2, ..."""
+    """The order (channels,) that one shuffle turns into 0, 1, 2, ..."""
     places = np.arange(channels, dtype=np.int32)
     return jnp.asarray(places // 2 + channels // 2 * (places % 2 == 0))
 
 
 def shuffled_order(order: jax.Array) -> jax.Array:
-    """The places to which `shuffle` brings what is at the places `order`."""
+    """The order after a shuffle of the network's channels."""
     # Place p of the first half goes to 2 p + 1; place p of the second to 2 p - C.
     return (2 * order + 1) % (len(order) + 1)
 
 
 def in_order(x: jax.Array, order: jax.Array) -> jax.Array:
-    """Brings x (C, H, W, B) back, each channel into its place."""
+    """Reorders x (C, H, W, B), so that each channel is at its place."""
     return _product("chwb,co->ohwb", x, _one_hot(order))
 
 
@@ -77,7 +78,7 @@ def _folded_iteration(x, weights, order):
 
 
 def _rows(order):
-    """Rows that permute the C channels, and the 2C depthwise outputs, by `order`."""
+    """The one-hot rows that permute C channels and 2C depthwise outputs by `order`."""
     outputs = (2 * order[:, None] + jnp.arange(2)).ravel()
     return _one_hot(order), _one_hot(outputs)
 
@@ -87,7 +88,7 @@ def _one_hot(order):
 
 
 def _permuted(values, rows):
-    """(..., C) -> (..., C), in the order of `rows`."""
+    """Permutes the last axis of `values` by one-hot `rows`."""
     return _product("...c,oc->...o", values, rows)
 
 

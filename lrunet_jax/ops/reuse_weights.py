@@ -16,8 +16,8 @@ class ReuseWeights(NamedTuple):
     Attributes:
       dw: depthwise kernel (3, 3, 1, 2C).
       pw: grouped pointwise kernel (1, 1, 2C / groups, C).
-      dw_norm: of the 2C channels behind the depthwise convolution.
-      pw_norm: of the C channels behind the pointwise one.
+      dw_norm: of the 2C channels after the depthwise convolution.
+      pw_norm: of the C channels after the pointwise one.
     """
 
     dw: jax.Array
@@ -32,7 +32,7 @@ class ReuseWeights(NamedTuple):
 
 
 class ReuseMoments(NamedTuple):
-    """The moments that the two norms of an iteration met in a batch."""
+    """The moments of a batch at the two norms of an iteration."""
 
     dw: Moments
     pw: Moments
@@ -44,7 +44,8 @@ def fold(weights: ReuseWeights) -> tuple[jax.Array, jax.Array]:
     Nothing between the depthwise convolution and the addition is nonlinear.
 
     Returns:
-      Its matrices (groups, C / groups, 2C / groups) and a bias (C,).
+      The pointwise convolution's matrices (groups, C / groups, 2C / groups), and a
+      bias (C,).
     """
     dw_norm, pw_norm = weights.dw_norm, weights.pw_norm
     dw_moments, pw_moments = dw_norm.running, pw_norm.running

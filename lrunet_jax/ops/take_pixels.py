@@ -22,7 +22,7 @@ def take_pixels(
       y: (B, h, w) integers, the row of each pixel.
       x: (B, h, w) integers, its column.
       inside: (B, h, w) bool, whether row and column are in the image.
-      lowering: `auto` or one of `LOWERINGS`, by default as the context has it.
+      lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
 
     Returns:
       (B, h, w, channels) uint8.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def pad(x: jax.Array) -> jax.Array:
-    """(..., H, W, B) -> (..., H + 2, W + 2, B), zero around the image."""
+    """Pads (..., H, W, B) to (..., H + 2, W + 2, B), with zeros around the image."""
     return jnp.pad(x, (*((0, 0),) * (x.ndim - 3), (1, 1), (1, 1), (0, 0)))
 
 

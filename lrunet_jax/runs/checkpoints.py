@@ -22,8 +22,7 @@ class Checkpoints:
     """The checkpoints in a directory, by step.
 
     Each holds the arrays of the training state, the run's config, and the test
-    metrics where the step was evaluated. A save that was killed half way is not there
-    afterwards.
+    metrics if the step was evaluated. A save that is killed leaves no checkpoint.
     """
 
     def __init__(self, directory: epath.Path):
@@ -52,10 +51,10 @@ class Checkpoints:
         """Starts to write a checkpoint.
 
         Args:
-          step: its name.
-          state: whose arrays are stored, all fields of them.
+          step: of the state, and the name of the checkpoint.
+          state: every field of it that holds arrays is stored.
           config: of the run, as plain containers.
-          test: `test_loss`, `test_accuracy` and their like, if it was evaluated.
+          test: the metrics of `compile_evaluation`, if the state was evaluated.
         """
         self._saved_at = time.monotonic()
         self._manager.save(
@@ -70,14 +69,14 @@ class Checkpoints:
     def restore_latest(self, state: State) -> tuple[State, dict[str, Any]] | None:
         """The newest state that can be read, and the config it was stored with.
 
-        A damaged checkpoint is named, set aside (`STEP.damaged`), and the one before
+        A damaged checkpoint is reported, renamed to `STEP.damaged`, and the one before
         it is taken.
 
         Args:
           state: a fresh one, whose shapes, dtypes and shardings are taken.
 
         Returns:
-          None if there is no checkpoint at all.
+          The state and the config; None if there is no checkpoint at all.
 
         Raises:
           InputError: if there are checkpoints, but none can be read.
@@ -98,7 +97,7 @@ class Checkpoints:
         return None
 
     def _set_aside(self, steps):
-        """Out of the way of the run, which will come to these steps again."""
+        """Renames checkpoints, as the run will come to their steps again."""
         for step in steps:
             self.path(step).rename(self._directory / f"{step}.damaged")
         if steps:
@@ -127,7 +126,7 @@ def read_checkpoint(
     step: int | None,
     describe: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, float]]:
-    """A run's checkpoint, on no device; nothing in the directory is touched.
+    """A run's checkpoint, as NumPy arrays; nothing in the directory is changed.
 
     Args:
       directory: of the run's checkpoints.
@@ -140,7 +139,7 @@ def read_checkpoint(
       Its step, the wanted fields, its config and its test metrics.
 
     Raises:
-      InputError: if it is not there, can't be read, or holds something else.
+      InputError: if it is not there, can't be read, or its arrays are others.
     """
     try:
         with _manager(directory, read_only=True) as manager:
@@ -173,7 +172,7 @@ def array_fields(state: Any) -> dict[str, Any]:
 
 
 def require_same_leaves(target: Any, stored: Any) -> None:
-    """Compares names, shapes and dtypes; Orbax itself casts without a word.
+    """Compares names, shapes and dtypes, as Orbax casts silently.
 
     Raises:
       ValueError: that names the first leaf that differs.

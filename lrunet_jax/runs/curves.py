@@ -1,4 +1,4 @@
-"""Pictures of runs: their curves, and their accuracy against what it costs."""
+"""Pictures of runs: curves, and accuracy against parameters and iterations."""
 
 import io
 import itertools
@@ -54,8 +54,8 @@ def plot_run(lines: Sequence[Line], path: epath.Path) -> None:
     """Draws loss and accuracy by epoch, training and test.
 
     Args:
-      lines: of the run's record.
-      path: of the picture; its name says the format.
+      lines: the run's record.
+      path: where the picture is written; its suffix is the format's.
     """
     figure = _figure(width=9, height=3.6)
     _draw_curves(figure.subplots(1, 2), {"": [lines]})
@@ -68,9 +68,10 @@ def plot_groups(
     """Draws curves and comparisons, four panels for each data set.
 
     Args:
-      groups: of runs.
-      path: of the picture; its name says the format.
-      published: results that are drawn hollow beside those of the runs.
+      groups: the groups of runs to draw.
+      path: where the picture is written; its suffix is the format's.
+      published: results that are drawn beside those of the runs, as hollow grey
+        markers.
     """
     by_dataset: dict[str, list[Group]] = {}
     for group in groups:
@@ -90,7 +91,7 @@ def plot_groups(
 def _draw_curves(
     panels: Sequence[Any], records: Mapping[str, Sequence[Sequence[Line]]]
 ) -> None:
-    """Means over the runs of each label, in a band of one deviation."""
+    """Draws the mean over the runs of each label, in a band of one deviation."""
     for axes, (name, values) in zip(panels, _CURVES.items(), strict=True):
         for number, (label, of_label) in enumerate(records.items()):
             for split, value in values.items():
@@ -176,12 +177,12 @@ def _draw_last(axes, x, group, number):
 
 
 def _marker(model):
-    """A symbol for each model, of as many as there are."""
+    """The marker of a model: one of ten symbols, by turns."""
     return dict(zip(list_models(), itertools.cycle("osD^v<>Phd"), strict=False))[model]
 
 
 def _as_text(label):
-    """A label that is not read as mathematics, nor left out as it begins with `_`."""
+    """Escapes a label, or Matplotlib reads `$` as mathematics and hides a leading `_`."""
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

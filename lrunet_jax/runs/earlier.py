@@ -1,4 +1,4 @@
-"""Files that the project wrote before its first release. This file goes with it."""
+"""Files that were written before the first release; to be deleted at that release."""
 
 from typing import Any
 
@@ -6,14 +6,17 @@ _LOWERINGS = {"mapped": "cpu", "dense": "tpu"}
 
 
 def translate(stored: dict[str, Any]) -> dict[str, Any]:
-    """Today's form of what was written up to commit ef71c0e.
+    """Converts what was written up to commit ef71c0e to today's form.
 
     The lowering of the operators was a field of the model, with other names, as was
     `unroll`, which is gone. The state of the optimiser counted the schedule's steps.
 
     Args:
       stored: a run's config, the facts of a converted directory, or the tree of a
-        checkpoint's state. What has today's form is returned as it is.
+        checkpoint's state; with what has today's form nothing happens.
+
+    Returns:
+      The same in today's form.
     """
     if isinstance(model := stored.get("model"), dict) and "lowering" in model:
         name = model["lowering"]

@@ -17,7 +17,7 @@ from lrunet_jax.runs.record import Line, accuracy_of, read_lines
 
 
 class Estimate(NamedTuple):
-    """The mean of a value over seeds, and its sample deviation, 0 of a single value."""
+    """The mean of a value over seeds, and its sample deviation, 0 for one seed."""
 
     mean: float
     deviation: float
@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
     Attributes:
       label: what the names of their directories have in common.
-      runs: one a seed.
+      runs: one per seed.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Group(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Of all of them, but for the seed."""
+        """The config that the runs share; its seed is that of the first."""
         return self.runs[0].config
 
     def last(self) -> Estimate:
@@ -67,11 +67,11 @@ class Group(NamedTuple):
         return estimate([max(run.accuracies[e] for e in epochs) for run in self.runs])
 
     def epochs(self) -> list[int]:
-        """Those that all runs have been evaluated at."""
+        """The epochs that all runs have been evaluated at."""
         return sorted(set.intersection(*(set(run.accuracies) for run in self.runs)))
 
     def costs(self) -> dict[str, int]:
-        """Of the model, see `summarise`."""
+        """The costs of the model, see `summarise`."""
         return self.runs[0].costs
 
     def records(self) -> list[list[Line]]:
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 
 def read_groups(paths: Sequence[str]) -> list[Group]:
-    """The runs in some workdirs, grouped, in the order of their first mention.
+    """The runs in some workdirs, grouped, in the order of their first paths.
 
     Raises:
       InputError: if one can't be read, or two are of the same config and seed.
@@ -112,7 +112,7 @@ def read_groups(paths: Sequence[str]) -> list[Group]:
 def mean_curve(
     records: Sequence[Sequence[Line]], value: Callable[[Line], float | None]
 ) -> dict[int, Estimate]:
-    """A `value` of lines by epoch, over the runs, where all of them have it."""
+    """The estimate of `value(line)` over runs, by epoch, where all runs have it."""
     by_run = [{line["epoch"]: value(line) for line in lines} for lines in records]
     by_epoch = {epoch: [values.get(epoch) for values in by_run] for epoch in by_run[0]}
     return {
@@ -123,7 +123,7 @@ def mean_curve(
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and sample deviation of a value over seeds."""
+    """Estimates a value by its numbers from several seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return Estimate(statistics.fmean(values), deviation)
 
@@ -167,7 +167,7 @@ def _require_numbers(fields, *names):
 
 
 def _labels(groups):
-    """What the paths of each group have in common, as short as it goes."""
+    """The common start of the paths of each group, as short as it can be."""
     folders = [os.path.dirname(run.path) for runs in groups for run in runs]
     root = os.path.commonpath(folders)
     names = [[os.path.relpath(run.path, root) for run in runs] for runs in groups]

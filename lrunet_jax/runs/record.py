@@ -8,18 +8,22 @@ from etils import epath
 
 from lrunet_jax.files import write_whole
 
-Line = dict[str, Any]  # of the record: an epoch
+Line = dict[str, Any]  # an epoch in the record, see `Record`
 
 
 class Record:
     """`metrics.jsonl` and `tensorboard/` in a run's workdir.
 
-    What a resumed run has not done yet is cut off, so that the record is that of an
-    undisturbed run. A line is written whole or not at all.
+    When a run is resumed, the lines after the step that it resumes from are removed, so
+    that the record equals that of an undisturbed run. A line is written whole or not at
+    all. It holds the numbers `step` and `epoch` (both counted from 1), `train_loss`,
+    `train_accuracy`, `learning_rate` (of the last step), `images_per_second`, and for
+    an epoch that was evaluated `test_loss` and `test_accuracy`, with moving averages
+    also `test_ema_loss` and `test_ema_accuracy`. Accuracies are fractions.
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        """Opens the record in `workdir` and keeps what is at or before `step`."""
+        """Opens the record in `workdir` and keeps the lines up to `step`."""
         from tensorboardX import SummaryWriter  # slow to import, for those who train
 
         self._path = workdir / "metrics.jsonl"

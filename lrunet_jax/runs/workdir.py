@@ -15,14 +15,15 @@ State = TypeVar("State")
 
 
 class Workdir:
-    """A run's config, checkpoints and record; a context, at whose end all is written.
+    """The config, checkpoints and record of a run.
 
-    In the order of their use: `restore`, `start`, then `save` and `append`. Nothing
-    that is there is overwritten before `start`.
+    A context manager, which waits at its end until everything is written. To be used
+    in this order: `restore`, `start`, then `save` and `append`. Before `start` nothing
+    in the directory is overwritten.
     """
 
     def __init__(self, workdir: str, config: ml_collections.ConfigDict):
-        """Opens the directory, made if need be, once it is known to be this run's.
+        """Checks that the directory belongs to this run, and makes it if it is missing.
 
         Raises:
           InputError: if it is the workdir of another run, or can't be written.
@@ -62,7 +63,7 @@ class Workdir:
           fresh: a state, whose shapes, dtypes and shardings are taken.
 
         Returns:
-          The state, and the config's fields that are others now, with their old and
+          The state, and the fields of the config that have changed, with their old and
           new values; None if there is no checkpoint.
 
         Raises:
@@ -76,7 +77,7 @@ class Workdir:
         return state, changed
 
     def start(self, step: int) -> None:
-        """Writes the config, and cuts the record off behind `step`."""
+        """Writes the config, and removes from the record what is after `step`."""
         self._record = Record(self.path, step)
         write_config(self.path, self._config.to_dict())
 
@@ -86,12 +87,12 @@ class Workdir:
         self.checkpoints.save(int(state.step), state, config, test)
 
     def append(self, line: Line) -> None:
-        """Adds an epoch to the record."""
+        """Adds the line of an epoch to the record."""
         assert self._record is not None, "append before start"
         self._record.append(line)
 
     @property
     def lines(self) -> list[Line]:
-        """The record, an epoch a line."""
+        """The lines of the record, one per epoch."""
         assert self._record is not None, "lines before start"
         return self._record.lines

@@ -10,10 +10,7 @@ def make_mesh() -> Mesh:
 
 
 def data_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """The sharding of arrays that all devices hold, and of arrays that they share.
-
-    The latter are split between them along the first axis.
-    """
+    """The replicated sharding, and the one that splits the first axis over `data`."""
     return (
         NamedSharding(mesh, PartitionSpec()),
         NamedSharding(mesh, PartitionSpec("data")),

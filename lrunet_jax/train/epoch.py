@@ -23,9 +23,9 @@ SECONDS_PER_CALL = 8.0
 class EpochLoop:
     """Trains epoch by epoch on a data set that lies on the device.
 
-    A call runs as many steps as take SECONDS_PER_CALL, so that the host is out of the
-    way of a fast device and a slow one still reports. What is computed does not
-    depend on where calls begin and end.
+    A call runs as many steps as take SECONDS_PER_CALL, so that the host does not delay
+    a fast device, and a slow one still shows its progress. Where calls begin and end
+    makes no difference to the result.
     """
 
     def __init__(
@@ -38,7 +38,17 @@ class EpochLoop:
         seed: int,
         dtype: str,
     ):
-        """Compiles the step, and the one of the last, smaller batch."""
+        """Compiles the step, and the one of the last, smaller batch.
+
+        Args:
+          state: of the run, on the devices.
+          train_set: on the devices.
+          augment: see `data.make_augment`.
+          mesh: the devices.
+          batch_size: images per step, over all devices.
+          seed: of the order of the images and of each step's randomness.
+          dtype: to compute in.
+        """
         self._data = train_set
         self._batch_size = batch_size
         self._seed = seed
@@ -77,5 +87,5 @@ class EpochLoop:
 
 
 def steps_per_call(seconds: float, call_seconds: float = SECONDS_PER_CALL) -> int:
-    """The number of steps, each of `seconds`, in a device call of `call_seconds`."""
+    """The number of steps of `seconds` each that make a call of `call_seconds`."""
     return max(1, round(call_seconds / seconds))

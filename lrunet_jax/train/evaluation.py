@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
       logits: (n, classes) float32.
       correct: (classes,), how many images of each class are recognised.
       total: (classes,), the images of each class.
-      loss: mean cross entropy.
+      loss: the mean cross entropy of an image, in nats.
       images_per_second: compilation not counted.
     """
 
@@ -38,7 +38,14 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: nn.Module, variables: Any, split: data.Split, batch_size: int
 ) -> Evaluation:
-    """Evaluates `model` on a whole split, on all devices."""
+    """Evaluates `model` on a whole split, on all devices.
+
+    Args:
+      model: the network.
+      variables: `params`, `batch_stats` and, if images are normalised, `input_stats`.
+      split: the test set.
+      batch_size: images at a time, over all devices.
+    """
     count = len(split.labels)
     lowered, arguments = lower_evaluation(model, variables, split, batch_size)
     program = lowered.compile()
@@ -59,7 +66,7 @@ def evaluate(
 def lower_evaluation(
     model: nn.Module, variables: Any, split: data.Split, batch_size: int
 ) -> tuple[jax.stages.Lowered, Any]:
-    """The program of `evaluate`, with its arguments on all devices.
+    """The lowered program of `evaluate`, and its arguments on all devices.
 
     Always at the highest precision: by default a TPU multiplies float32 in bfloat16
     and a GPU in TF32.
@@ -75,12 +82,14 @@ def lower_evaluation(
 def compile_evaluation(
     state: TrainState, test_set: data.Split, batch_size: int, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function from a state to its metrics on a test set, by their full names.
+    """A compiled function from a state to its metrics: `test_loss`, `test_accuracy`.
+
+    With moving averages also `test_ema_loss` and `test_ema_accuracy`.
 
     Args:
-      state: like those to come.
+      state: an example, with the shapes and shardings of those to come.
       test_set: on the devices.
-      batch_size: images at a time.
+      batch_size: images at a time, over all devices.
       mesh: the devices.
     """
     batches = data.eval_batches(len(test_set.labels), batch_size)

@@ -33,7 +33,7 @@ from lrunet_jax.weights.storage import weights_for
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str, data_dir: str = ""
 ) -> TrainState:
-    """Trains `config.model` on `config.dataset`; goes on where `workdir` stands.
+    """Trains `config.model` on `config.dataset`; resumes the run in `workdir`, if any.
 
     Batches, augmentation and dropout follow from the seed and the step: on CPU, a run
     that was stopped and resumed ends in the same bits as one that was not. SIGTERM

@@ -36,13 +36,13 @@ def create_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with momentum and weight decay, in PyTorch's order.
 
-    The decay is added to the gradient, then momentum, then the learning rate. Its
-    `update` takes the epochs done as the keyword `epoch`.
+    It adds the decay to the gradient, applies momentum, and multiplies by the learning
+    rate. Its `update` takes the epochs done as the keyword `epoch`.
 
     Args:
       schedule: the learning rate by epochs done.
-      momentum: how much of the former update is kept.
-      nesterov: whether momentum is applied once more.
+      momentum: the share of the former update that is kept.
+      nesterov: whether it is Nesterov's momentum.
       weight_decay: share of a parameter that is added to its gradient.
       decay_of: `all` parameters, as the original, or `kernels` alone: neither biases
         nor norms.
@@ -66,19 +66,19 @@ def create_schedule(
     decay_factor: float = 0.1,
     warmup_epochs: float = 0.0,
 ) -> optax.Schedule:
-    """The learning rate by epochs done, a number with its fraction.
+    """A function from the epochs done, with their fraction, to the learning rate.
 
-    `piecewise` is the original's: multiplied by `decay_factor` at the start of each
-    of the `decay_epochs`. `cosine` rises linearly from 0 over `warmup_epochs`, then
+    `piecewise` is the original's: the rate is multiplied by `decay_factor` at each of
+    the `decay_epochs`. In `cosine` it rises linearly from 0 over `warmup_epochs`, then
     falls to 0 at the end of `epochs`.
 
     Args:
       name: one of `SCHEDULES`.
-      learning_rate: the largest.
+      learning_rate: the largest rate.
       epochs: of the whole run.
-      decay_epochs: of `piecewise`.
-      decay_factor: of `piecewise`.
-      warmup_epochs: of `cosine`.
+      decay_epochs: when `piecewise` multiplies the rate; fractions are allowed.
+      decay_factor: what `piecewise` multiplies it by.
+      warmup_epochs: how long it rises in `cosine`.
 
     Raises:
       InputError: for another name.
@@ -97,7 +97,7 @@ def create_schedule(
 
 
 def _scale_by_epoch(schedule):
-    """The last part of SGD: times the learning rate, downhill."""
+    """Multiplies updates by minus the learning rate, the last part of SGD."""
 
     def update(updates, state, params=None, *, epoch, **_):
         rate = -schedule(epoch)

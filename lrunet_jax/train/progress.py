@@ -14,7 +14,14 @@ class Progress:
     """A bar over an epoch's images in a terminal, else a plain line now and then."""
 
     def __init__(self, epoch: int, epochs: int, metrics: Metrics, num_images: int):
-        """Starts epoch `epoch` of `epochs`, of which `metrics` were done before."""
+        """Starts the progress of an epoch.
+
+        Args:
+          epoch: its number, from 1.
+          epochs: of the whole run.
+          metrics: of the images already seen, if the epoch is resumed.
+          num_images: in an epoch.
+        """
         self._title = f"epoch {epoch}/{epochs}"
         self._images_to_come = (epochs - epoch) * num_images
         self._num_images = num_images
@@ -48,7 +55,7 @@ class Progress:
             print(f"{self._title}: {done:,}/{self._num_images:,}, {text}", flush=True)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self._bar.close()
 
 

@@ -17,7 +17,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     Models, schedules and optimisers check their own.
 
     Raises:
-      InputError: for the first value that can't be.
+      InputError: that names the first value that is not allowed.
     """
     values = dict(flatten(config))
     describe(config.dataset)

@@ -17,7 +17,7 @@ from lrunet_jax.train.state import TrainState
 def print_model(
     model: nn.Module, fields: Mapping[str, Any], image_shape: tuple[int, int, int]
 ) -> None:
-    """The network and its costs.
+    """Prints the network and its costs.
 
     Args:
       model: the network.
@@ -34,7 +34,7 @@ def print_model(
 
 
 def print_data(name: str, train_set: data.Split, test_set: data.Split) -> None:
-    """The data set `name`."""
+    """Prints the name, the sizes and the image shape of a data set."""
     shape = "x".join(map(str, train_set.images.shape[1:]))
     print(
         f"data     {name}: {len(train_set.labels):,} training and "
@@ -43,7 +43,7 @@ def print_data(name: str, train_set: data.Split, test_set: data.Split) -> None:
 
 
 def print_devices(batch_size: int, matmul_precision: str) -> None:
-    """The devices, and what they are asked to do."""
+    """Prints the devices, the batch size and the matmul precision."""
     device = jax.devices()[0]
     print(
         f"devices  {jax.device_count()} x {device.device_kind} ({device.platform}), "
@@ -52,14 +52,14 @@ def print_devices(batch_size: int, matmul_precision: str) -> None:
 
 
 def print_resumed(state: TrainState, changed: Mapping[str, tuple[Any, Any]]) -> None:
-    """Where a run goes on, and the fields of its config that are others now."""
+    """Prints the step that a run resumes from, and the changed fields of its config."""
     print(f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}")
     for field, (before, after) in changed.items():
         print(f"         {field}: {before!r} -> {after!r}")
 
 
 def print_epoch(line: Line, epochs: int) -> None:
-    """A line of the record, for a person to read."""
+    """Prints a line of the record, for a person to read."""
     print(
         f"epoch {line['epoch']}/{epochs}: "
         f"train loss {line['train_loss']:.4f}, accuracy {line['train_accuracy']:.2%}"
@@ -80,7 +80,7 @@ def print_result(
     run: Workdir,
     curves: epath.Path,
 ) -> None:
-    """Best and last test accuracy, the files that hold them, and what comes next."""
+    """Prints best and last test accuracy, with their files, and how to go on."""
     evaluated = [line for line in run.lines if "test_accuracy" in line]
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.

@@ -13,9 +13,15 @@ from lrunet_jax.train.targets import Targets, make_targets
 
 
 class Metrics(struct.PyTreeNode):
-    """Sums over images, so that means over any number of batches are exact."""
+    """Sums over images, so that means over any number of batches are exact.
 
-    loss: jax.Array  # sum of the cross entropies
+    Attributes:
+      loss: the sum of the cross entropies, in nats.
+      correct: the number of images that are recognised.
+      count: the number of images.
+    """
+
+    loss: jax.Array  # float32
     correct: jax.Array  # int32
     count: jax.Array  # int32
 
@@ -57,14 +63,15 @@ class TrainState(train_state.TrainState):
     """Flax's state with batch statistics and the place in the data.
 
     Attributes:
+      batch_stats: the running statistics of the norms.
       input_stats: `mean` and `std` (channels,) of the training images, by which the
-        network normalises its own; empty without that.
-      ema: moving averages of `params` and `batch_stats`; empty without that.
-      epoch: int32, epochs that are complete.
-      metrics: of the epoch in progress; its count says how far that is.
-      targets: what a batch is trained on, see `make_targets`.
-      ema_decay: of the moving averages.
-      num_images: in an epoch.
+        network normalises its input; empty if it does not.
+      ema: moving averages of `params` and `batch_stats`; empty if `ema_decay` is 0.
+      epoch: int32, the number of epochs that are complete.
+      metrics: sums over the images already seen in the epoch in progress.
+      targets: a function that makes the targets of a batch, see `make_targets`.
+      ema_decay: of the moving averages; 0 for none.
+      num_images: the number of images in an epoch.
     """
 
     batch_stats: Any
@@ -85,7 +92,7 @@ class TrainState(train_state.TrainState):
         return int(self.metrics.count) >= self.num_images
 
     def begin_with(self, variables: dict[str, Any]) -> "TrainState":
-        """This state with other `params` and `batch_stats`, and averages of them."""
+        """The state with other `params` and `batch_stats`, also as its averages."""
         copy = lambda tree: jax.tree.map(jnp.copy, tree)  # what is donated is no alias
         averages = copy(variables) if self.ema_decay else {}
         return self.replace(**variables, ema=averages)
@@ -95,11 +102,11 @@ class TrainState(train_state.TrainState):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def variables(self) -> dict[str, Any]:
-        """The variables that the network is applied with."""
+        """All variables that the network is applied with."""
         return self.learned() | {"input_stats": self.input_stats}
 
     def evaluated(self) -> dict[str, dict[str, Any]]:
-        """The variables that are evaluated, by the prefix of their metrics."""
+        """The variables to evaluate, by the prefix of their metrics, like `test_`."""
         raw = {"test_": self.variables()}
         return raw | {"test_ema_": self.variables() | self.ema} if self.ema else raw
 
@@ -115,7 +122,7 @@ class TrainState(train_state.TrainState):
         return self.replace(ema=optax.incremental_update(new, self.ema, 1 - decay))
 
     def next_epoch(self) -> "TrainState":
-        """The state at the start of the epoch after this."""
+        """The state at the start of the following epoch."""
         return self.replace(
             epoch=self.epoch + 1, metrics=jax.tree.map(jnp.zeros_like, self.metrics)
         )
@@ -137,12 +144,12 @@ def create_train_state(
     Args:
       model: the network.
       tx: the optimiser.
-      key: of the weights.
+      key: PRNG key for the weights.
       image_shape: (H, W, channels).
-      num_images: in an epoch.
+      num_images: the number of images in an epoch.
       input_stats: `mean` and `std` (channels,) by which images are normalised; by
         default they are not.
-      targets: what a batch is trained on; by default its labels as they are.
+      targets: see `make_targets`; by default the labels as they are.
       ema_decay: of the moving averages; 0 for none.
     """
 

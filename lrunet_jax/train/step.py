@@ -19,13 +19,16 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 def train_step(
     state: TrainState, images: jax.Array, labels: jax.Array, rng: jax.Array
 ) -> TrainState:
-    """A step of SGD on the mean cross entropy of a batch.
+    """Takes a step of SGD on the mean cross entropy of a batch.
 
     Args:
-      state: whose metrics take up the batch's.
-      images: (B, H, W, channels) in [0, 1]; their dtype is the computation's.
+      state: before the step.
+      images: (B, H, W, channels) in [0, 1]; their dtype is the one to compute in.
       labels: (B,) int32.
-      rng: key of mixup and dropout.
+      rng: PRNG key for mixup and dropout.
+
+    Returns:
+      The state after the step, with the batch's metrics added to its own.
     """
     targets_key, dropout_key = jax.random.split(rng)
     images, targets = state.targets(targets_key, images, labels)
@@ -60,13 +63,17 @@ def train_step(
 def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any:
     """A jitted function that runs steps of an epoch in one device call.
 
-    They compute in `dtype`; parameters and statistics stay as they are.
+        state = call(state, split, batches, start, stop, key)
 
-    Its arguments are the state, which is donated, the data set's `Split` on the
-    device, the epoch's batches (n, B) of image indices, the first of them to run and
-    the one before which to stop, and a key that, with the state's step, gives each
-    step's randomness. The number of steps is no part of the program: one compilation
-    serves all. It returns the state.
+    The state is donated. `split` is the training set, on the devices, and `batches`
+    (n, B) are the epoch's, by the indices of their images; those from `start` to before
+    `stop` are run. `key` and the state's step give each step its randomness. One
+    compiled program serves any number of steps.
+
+    Args:
+      augment: see `data.make_augment`.
+      mesh: the devices.
+      dtype: to compute in; parameters and statistics keep theirs.
     """
     replicated, sharded = data_shardings(mesh)
 
@@ -87,7 +94,14 @@ def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any
 def take_batch(
     split: data.Split, indices: jax.Array, sharding: NamedSharding
 ) -> tuple[jax.Array, jax.Array]:
-    """The images and labels at `indices`, split between devices that divide them."""
+    """The images and labels of a batch.
+
+    Args:
+      split: images (n, H, W, channels) uint8 and labels (n,).
+      indices: (B,) of the batch.
+      sharding: of the batch, where the number of devices divides B; else each device
+        takes the whole batch.
+    """
     if indices.shape[0] % sharding.mesh.size == 0:
         indices = lax.with_sharding_constraint(indices, sharding)
     return split.images[indices], split.labels[indices]

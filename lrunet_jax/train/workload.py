@@ -26,12 +26,12 @@ Timed = Callable[[int], Any]  # does its work so many times, returns when it is 
 
 
 class Workload(NamedTuple):
-    """Functions to time.
+    """Functions to time; each takes a count, works so many times, and returns None.
 
     Attributes:
       step: training steps, in one device call.
       inference: the logits of batches, in one device call.
-      single: the logits of one image, a call each.
+      single: the logits of one image, in a device call for each time.
     """
 
     step: Timed
@@ -110,7 +110,7 @@ def random_split(
 def torch_workload(
     arguments: dict[str, Any], variables: dict[str, Any], split: data.Split
 ) -> Workload:
-    """The workload in PyTorch, in a process that no threads of JAX share.
+    """The workload in PyTorch, in a process of its own, without the threads of JAX.
 
     Args:
       arguments: of `create_torch_model`.

@@ -22,12 +22,12 @@ class Published(NamedTuple):
     """A published checkpoint.
 
     Attributes:
-      suffix: of its file: `NAME-ckpt-SUFFIX.t7`.
-      model: name of the model.
-      arguments: of the model, but for the number of classes.
-      dataset: that it was trained and tested on.
-      correct: images of the test set that it classifies correctly.
-      sha256: of the file.
+      suffix: the end of its file name, `NAME-ckpt-SUFFIX.t7`.
+      model: the name of the model.
+      arguments: the attributes of the model, without the number of classes.
+      dataset: the name of the data set that it was trained and tested on.
+      correct: the number of images of the test set that it recognises.
+      sha256: the checksum of the file.
     """
 
     suffix: str
@@ -203,14 +203,14 @@ PUBLISHED = {
 
 
 def fetch(name: str) -> pathlib.Path:
-    """The file of a published checkpoint, downloaded if it is nowhere yet.
+    """The path of a published checkpoint, downloaded if it is not on this machine.
 
     It is looked for in the directory `LRUNET_CHECKPOINTS`, then in the user's cache.
 
     Raises:
-      InputError: for an unknown name, if the file in `LRUNET_CHECKPOINTS` is another,
-        and if the download fails, is broken off, or is not the published file;
-        nothing of it is left then.
+      InputError: for an unknown name, if the file in `LRUNET_CHECKPOINTS` has another
+        content, and if the download fails, is broken off, or is not the published
+        file; no part of it is left then.
     """
     require_known("checkpoint", name, PUBLISHED)
     file = file_name(name)
@@ -239,7 +239,7 @@ def fetch(name: str) -> pathlib.Path:
 
 
 def published_accuracy(config: Mapping[str, Any]) -> float | None:
-    """The accuracy that was published of a run's network on its data set.
+    """The accuracy that was published for a run's network and data set.
 
     Args:
       config: of the run, its fields by their dotted names.

@@ -1,4 +1,4 @@
-"""What PyTorch calls each variable, and back: the networks' `state_dict`."""
+"""Names and layouts of variables in PyTorch's `state_dict`, and back."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ _COUNTER = "num_batches_tracked"  # of every norm; nothing depends on it
 
 
 class Place(NamedTuple):
-    """Where a tensor is among the variables.
+    """The place of a tensor among the variables.
 
     Attributes:
       path: collection, modules and leaf.
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 def name_map(variables: Mapping[str, Any]) -> dict[str, Place]:
-    """PyTorch's name of every variable, with its place.
+    """The place of every variable, by its name in PyTorch.
 
     The names are the original's: `features_0_1/scale` is `features.0.1.weight`, and
     `stage1/iterations/dw_bn_list/mean` of shape (N, C) is N tensors, of which
@@ -98,8 +98,8 @@ def from_state_dict(
       variables: arrays or abstract ones, whose names and shapes are expected.
 
     Raises:
-      InputError: unless every tensor has one place, every place one tensor, and all
-        shapes and dtypes agree; it names what does not, on both sides.
+      InputError: unless tensors and variables match one to one, in shape and dtype
+        too; it names what does not, on both sides.
     """
     places = name_map(variables)
     expected = {
@@ -161,14 +161,14 @@ def identify(tensors: Tensors) -> tuple[dict[str, Any], int]:
 
 
 def _without_prefix(tensors):
-    """Without the `module.` that DataParallel puts before each name."""
+    """Strips the `module.` that DataParallel puts before each name."""
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return dict(tensors)
 
 
 def _tensor(variables, place):
-    """A variable as PyTorch lays it out; of NumPy arrays a view."""
+    """A variable as PyTorch lays it out; a view, if it is a NumPy array."""
     array = np.asarray(_leaf(variables, place))
     if place.iteration >= 0:
         array = array[place.iteration]
@@ -176,7 +176,7 @@ def _tensor(variables, place):
 
 
 def _torch_shape(variables, place):
-    """Of the same, which may be abstract."""
+    """The shape of a variable, which may be abstract, as PyTorch lays it out."""
     shape = _leaf(variables, place).shape
     if place.iteration >= 0:
         shape = shape[1:]

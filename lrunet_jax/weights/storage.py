@@ -34,7 +34,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, A
       path: a PyTorch file, a directory that `lrunet_jax.convert` has written, a run's
         workdir or one of its checkpoints, or the name of a published checkpoint,
         which is downloaded if need be.
-      step: of a workdir, which of its checkpoints; by default the best.
+      step: the checkpoint to read, if `path` is a workdir; by default the best.
 
     Returns:
       The model, whose images are (B, H, W, channels) floats in [0, 1], and its
@@ -106,17 +106,20 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
 def weights_for(
     model: nn.Module, variables: dict[str, Any], path: str
 ) -> dict[str, Any]:
-    """The numbers of the network in `path` as weights for `model`.
+    """The weights that are stored in `path`, for training `model` on.
 
-    A last layer of another number of classes keeps the numbers of `variables`.
+    If the number of classes differs, the last layer keeps its own from `variables`.
 
     Args:
       model: the network to be trained.
       variables: its fresh `params` and `batch_stats`.
       path: as for `load`.
 
+    Returns:
+      `params` and `batch_stats`.
+
     Raises:
-      InputError: if it can't be opened, or is another network.
+      InputError: if it can't be opened, or is a different network.
     """
     stored = open_model(path)
     learned = {name: stored.variables[name] for name in ("params", "batch_stats")}

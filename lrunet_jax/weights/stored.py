@@ -17,13 +17,13 @@ class StoredModel(NamedTuple):
     Attributes:
       arguments: for `create_model`, `name` among them.
       channels: the number of channels of its images.
-      variables: `params` and `batch_stats`, of a run with moving averages these, and
-        `input_stats` where images are normalised; NumPy arrays.
+      variables: `params` and `batch_stats`, the moving averages of both if the run
+        kept them, and `input_stats` if images are normalised; NumPy arrays.
       counters: PyTorch's `num_batches_tracked` by norm, or one for all.
       name: of a published checkpoint, else of the file or directory.
       dataset: that it was trained on; empty if that is not known.
       accuracy: on the test set, a fraction, as recorded; None if it is not.
-      epoch: that it comes from, counted from 0; None if it is not recorded.
+      epoch: after which it was stored, counted from 0; None if not recorded.
     """
 
     arguments: dict[str, Any]
@@ -76,7 +76,7 @@ def require_facts(stored: StoredModel) -> None:
     """Checks that every fact is of its type, as a file may hold anything.
 
     Raises:
-      ValueError: that names the first one that is not.
+      ValueError: that names the first one of a wrong type.
     """
     is_count = lambda value: type(value) is int and 0 <= value < 1 << 63
     counters, accuracy = stored.counters, stored.accuracy
@@ -97,6 +97,6 @@ def require_facts(stored: StoredModel) -> None:
 
 
 def abstract_input_stats(channels: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """`mean` and `std` (channels,) without their numbers."""
+    """The `mean` and `std` (channels,) of images, as `jax.ShapeDtypeStruct`."""
     per_channel = jax.ShapeDtypeStruct((channels,), np.float32)
     return {"mean": per_channel, "std": per_channel}

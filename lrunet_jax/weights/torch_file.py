@@ -18,8 +18,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".t7")
 def open_torch_file(path: pathlib.Path) -> StoredModel:
     """Opens a file of `torch.save`: a state_dict, or a dict whose `net` is one.
 
-    A published file is known by its content. Of any other nobody can tell what it was
-    trained on.
+    A published file is recognised by its content. For any other the data set that it
+    was trained on is unknown.
 
     Raises:
       InputError: if it can't be read, or is none of the networks.

@@ -2,9 +2,9 @@
 
 `torch.save` has had two containers, and both are read here: the legacy one, a row of
 pickles followed by the raw storages, and the zip archive of today, which is also the
-one written. A pickle is a program, so it is not given to `pickle`: a small machine
-runs it that knows tensors, numbers, strings and plain containers, and refuses the
-rest without running it.
+one written. A pickle is a program, so it is not given to `pickle`, but to a small
+interpreter: it knows tensors, numbers, strings and plain containers, and refuses
+anything else without running it.
 """
 
 import io
@@ -50,7 +50,7 @@ _STORAGES = {
 
 
 def read(path: str | os.PathLike) -> Any:
-    """What `torch.save` put into a file, with tensors as NumPy arrays.
+    """Reads what `torch.save` put into a file, with tensors as NumPy arrays.
 
     The arrays have the bits and the shapes of `torch.load(weights_only=True)`.
     Parameters become arrays, an OrderedDict becomes a dict. Of what PyTorch would
@@ -82,7 +82,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def loads(data: bytes, path: str | os.PathLike) -> Any:
-    """As `read`, of the content of the file `path`."""
+    """Does what `read` does, from the content of the file `path`."""
     try:
         tree = _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
         _require_plain(tree)
@@ -184,7 +184,7 @@ def _fill(storage: np.ndarray, content: bytes, key: str) -> None:
 
 
 def _require_plain(tree: Any) -> None:
-    """Refuses what may be in the middle of a pickle, but is no result of one."""
+    """Refuses types and functions, which may occur within a pickle, as its result."""
     seen: set[int] = set()
     todo = [tree]
     while todo:
@@ -372,7 +372,7 @@ def _literal(opcode: str, value: Any) -> Any:
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[str, Any]:
-    """As Python 2 pickles it: a list of pairs."""
+    """Makes a dict of a list of pairs, as Python 2 pickles an OrderedDict."""
     if not all(len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         _refuse("an OrderedDict of what is no pair")
     return dict(pairs)
@@ -416,7 +416,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _opcodes(value: Any, storages: list[np.ndarray]) -> bytes:
-    """What pushes `value`; its arrays are appended to `storages`."""
+    """The opcodes that push `value`; its arrays are appended to `storages`."""
     if isinstance(value, dict):
         items = (_opcodes(item, storages) for pair in value.items() for item in pair)
         return b"}(" + b"".join(items) + b"u"
@@ -447,5 +447,5 @@ def _tensor_opcodes(array, storages):
 
 
 def _plain(*values):
-    """Of values that refer to nothing: a pickle without its frame."""
+    """The opcodes that push plain values, one after the other."""
     return b"".join(pickle.dumps(value, protocol=2)[2:-1] for value in values)

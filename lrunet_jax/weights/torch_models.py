@@ -1,9 +1,9 @@
-"""The five networks in PyTorch: an oracle, and a rival in speed.
+"""The five networks in PyTorch, to compare results and speed with.
 
 Written from the architectures, with the names of the original's `state_dict`, so that
-its checkpoints load with `strict=True`. The tables of the papers stand here once more,
-so that a slip in those of the models is noticed. Imported by the tests, `compare
---torch` and `benchmark --torch` alone; it needs the extra `torch`.
+its checkpoints load with `strict=True`. The tables of the papers are repeated here, so
+that a mistake in those of `lrunet_jax.models` is noticed. Imported by the tests,
+`compare --torch` and `benchmark --torch` alone; it needs the extra `torch`.
 """
 
 from collections.abc import Mapping
