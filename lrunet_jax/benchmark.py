@@ -68,9 +68,10 @@ def benchmark(
     Returns:
       `step_seconds`, `inference_seconds` of a batch and `single_seconds` of one image
       as medians, each with its 25 and 75 % quantiles (`step_quartiles`);
-      `compile_seconds` and `temp_bytes` of the training step's program. With PyTorch also its medians
-      (`torch_step_seconds`), the ratio of the medians, PyTorch's over ours
-      (`step_ratio`), and the quartiles of the rounds' ratios (`step_ratio_quartiles`).
+      `compile_seconds` and `temp_bytes` of the training step's program. With PyTorch
+      also its medians (`torch_step_seconds`), the ratio of the medians, PyTorch's over
+      ours (`step_ratio`), and the quartiles of the rounds' ratios
+      (`step_ratio_quartiles`).
     """
     split = random_split(model, batch_size, image_shape)
     ours, variables, figures = our_workload(model, split, dtype)

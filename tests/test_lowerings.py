@@ -100,7 +100,16 @@ def block(x):
         batch_norm,
         block,
     ],
-    ids="depthwise pointwise conv max_pool avg_pool materialise norm reuse".split(),
+    ids=[
+        "depthwise",
+        "pointwise",
+        "conv",
+        "max_pool",
+        "avg_pool",
+        "materialise",
+        "norm",
+        "reuse",
+    ],
 )
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(

@@ -59,7 +59,7 @@ def grouped_iteration(
 
 
 def fits_groups(x: jax.Array, weights: ReuseWeights) -> bool:
-    """Whether each group is made of equal parts of the two halves of the channels."""
+    """Tells whether each group has as many channels of the first half as of the second."""
     return x.shape[0] % (2 * weights.groups) == 0
 
 

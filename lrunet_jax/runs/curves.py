@@ -182,7 +182,7 @@ def _marker(model):
 
 
 def _as_text(label):
-    """Escapes a label, or Matplotlib reads `$` as mathematics and hides a leading `_`."""
+    """Escapes a label: Matplotlib reads `$` as mathematics and hides a leading `_`."""
     text = label.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

@@ -88,7 +88,7 @@ class TrainState(train_state.TrainState):
         return self.epoch + self.metrics.count / self.num_images
 
     def epoch_is_done(self) -> bool:
-        """Whether all images of the epoch in progress have been seen."""
+        """Tells whether all images of the epoch in progress have been seen."""
         return int(self.metrics.count) >= self.num_images
 
     def begin_with(self, variables: dict[str, Any]) -> "TrainState":
@@ -176,7 +176,7 @@ def create_train_state(
 
 @jax.jit
 def is_finite(state: TrainState) -> jax.Array:
-    """Whether loss, parameters and statistics are all finite."""
+    """Tells whether loss, parameters and statistics are all finite."""
     leaves = jax.tree.leaves((state.metrics.loss, state.params, state.batch_stats))
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 

@@ -21,7 +21,7 @@ _FACTS = "model"
 
 
 def is_converted(directory: epath.Path) -> bool:
-    """Whether a directory looks like one that `save_converted` has written."""
+    """Tells whether a directory looks like one that `save_converted` has written."""
     return (directory / _FACTS).exists()
 
 
