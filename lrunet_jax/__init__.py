@@ -2,6 +2,6 @@
 
 from lrunet_jax.models import create_model, list_models
 from lrunet_jax.train.loop import train_and_evaluate
-from lrunet_jax.weights.storage import load
+from lrunet_jax.weights.loading import load
 
 __all__ = ["create_model", "list_models", "load", "train_and_evaluate"]

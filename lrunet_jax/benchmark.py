@@ -23,12 +23,13 @@ from flax import linen as nn
 
 from lrunet_jax import ops
 from lrunet_jax.cli import add_model_fields, print_table, require_torch, run
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
 from lrunet_jax.train.epoch import SECONDS_PER_CALL, steps_per_call
-from lrunet_jax.train.recipe import DTYPES
-from lrunet_jax.train.workload import (
+from lrunet_jax.train.validate import DTYPES
+from lrunet_jax.weights.published import PUBLISHED
+from lrunet_jax.workload import (
     MAX_COUNT,
     Timed,
     Workload,
@@ -36,7 +37,6 @@ from lrunet_jax.train.workload import (
     random_split,
     torch_workload,
 )
-from lrunet_jax.weights.published import PUBLISHED
 
 # A turn's. A device call makes as many steps as one of `train.py`, as on CPU each call
 # gets fresh memory; for inference they are many batches, as those of `evaluate`.
@@ -193,7 +193,7 @@ def _networks(args):
         yield args.model, {"name": args.model, **arguments}, (32, 32, 3)
         return
     for name, entry in PUBLISHED.items():
-        yield name, entry.model_arguments, describe(entry.dataset).image_shape
+        yield name, entry.model_arguments, dataset_info(entry.dataset).image_shape
 
 
 def _table_row(row):

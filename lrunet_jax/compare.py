@@ -19,9 +19,9 @@ from lrunet_jax.data import Split, load_split
 from lrunet_jax.errors import require
 from lrunet_jax.models import summarise
 from lrunet_jax.train.evaluation import evaluate
+from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.published import PUBLISHED
-from lrunet_jax.weights.storage import open_model
-from lrunet_jax.weights.stored import StoredModel, choose_dataset
+from lrunet_jax.weights.stored_model import StoredModel, choose_dataset
 
 
 def compare(

@@ -10,7 +10,7 @@ SOURCE is whatever `lrunet_jax.evaluate` takes. TARGET is a PyTorch file if it e
 import argparse
 
 from lrunet_jax.cli import run
-from lrunet_jax.weights.storage import open_model, save_model
+from lrunet_jax.weights.loading import open_model, save_model
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ import argparse
 import json
 
 from lrunet_jax.cli import run
-from lrunet_jax.data import describe, load_split
+from lrunet_jax.data import dataset_info, load_split
 from lrunet_jax.errors import require
 from lrunet_jax.train.evaluation import evaluate
-from lrunet_jax.weights.storage import open_model
-from lrunet_jax.weights.stored import choose_dataset
+from lrunet_jax.weights.loading import open_model
+from lrunet_jax.weights.stored_model import choose_dataset
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     split = load_split(dataset, "test", args.data_dir)
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)
     correct, total = int(result.correct.sum()), int(result.total.sum())
-    names = describe(dataset, args.data_dir).class_names
+    names = dataset_info(dataset, args.data_dir).class_names
     per_class = dict(zip(names, result.correct / result.total, strict=True))
     if args.json:
         figures = {

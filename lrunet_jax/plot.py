@@ -33,6 +33,7 @@ def main() -> None:
     allowed = f"a file name with {', '.join(FORMATS)}"
     require(path.suffix in FORMATS, "out", args.out, allowed)
     groups = read_groups(args.runs)
+    drawn = {group.config["dataset"] for group in groups}
     published = [
         Reference(
             model=entry.model,
@@ -42,6 +43,7 @@ def main() -> None:
             accuracy=entry.accuracy,
         )
         for entry in PUBLISHED.values()
+        if entry.dataset in drawn
     ]
     try:
         plot_groups(groups, path, published)

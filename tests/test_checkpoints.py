@@ -77,6 +77,18 @@ def test_a_leaf_that_is_not_there_is_named(directory, capsys):
     assert (directory / "1").exists()
 
 
+def test_a_leaf_that_the_state_has_no_place_for_is_named(directory, capsys):
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, state(1), {})
+    checkpoints.close()
+    checkpoints = Checkpoints(directory)
+    earlier = State(step=state(0).step, params=state(0).params, apply_fn=len)
+    with pytest.raises(InputError, match="no checkpoint in"):
+        checkpoints.restore_latest(earlier)
+    checkpoints.close()
+    assert "momentum/0 is float32[2], not expected" in capsys.readouterr().out
+
+
 def test_the_best_and_the_two_latest_are_kept(directory):
     checkpoints = Checkpoints(directory)
     for step, accuracy in enumerate((0.5, 0.9, 0.7, 0.6, 0.8), start=1):

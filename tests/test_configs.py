@@ -7,7 +7,7 @@ import pytest
 from configs import digits
 from lrunet_jax import create_model, list_models
 from lrunet_jax.runs.config import flatten
-from lrunet_jax.train.recipe import validate
+from lrunet_jax.train.validate import validate
 from lrunet_jax.weights.published import PUBLISHED
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist")

@@ -11,7 +11,7 @@ from conftest import command
 from jax.extend.core import jaxprs_in_params
 
 from lrunet_jax import create_model, ops
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.models import abstract_variables, list_layers, summarise
 from lrunet_jax.weights.published import PUBLISHED
 
@@ -122,7 +122,7 @@ def traced_costs(model, image_shape):
 def test_what_layers_state_is_what_the_program_does(name):
     entry = PUBLISHED[name]
     model = create_model(**entry.model_arguments)
-    shape = describe(entry.dataset).image_shape
+    shape = dataset_info(entry.dataset).image_shape
     stated = [(layer.kernel, layer.macs) for layer in list_layers(model, shape)]
     assert stated == traced_costs(model, shape)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from lrunet_jax import data, ops
+from lrunet_jax.data import tfds
 from lrunet_jax.data.augment import Transforms, fixed_point_rotations, transform
 from lrunet_jax.errors import InputError
 
@@ -65,6 +66,20 @@ def test_a_split_is_decoded_once_as_long_as_its_files_are_the_same(
     (record,) = (tmp_path / name).glob("*.array_record*")
     os.utime(record, (0, 0))  # other files are decoded
     np.testing.assert_array_equal(load().labels, split.labels)
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_what_is_kept_is_not_opened_again(shared, monkeypatch):
+    first = data.load_split("cifar10", "test", str(shared / "tfds"))
+    builder = tfds.tfds_builder("cifar10", str(shared / "tfds"))
+
+    def decode(*_, **__):
+        raise AssertionError("decoded once more")
+
+    monkeypatch.setattr(type(builder), "as_data_source", decode)
+    monkeypatch.setattr(type(builder), "as_dataset", decode)
+    again = data.load_split("cifar10", "test", str(shared / "tfds"))
+    np.testing.assert_array_equal(again.labels, first.labels)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(shared, empty_cache):

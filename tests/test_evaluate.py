@@ -12,9 +12,9 @@ from conftest import command
 from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
 from lrunet_jax.errors import InputError
-from lrunet_jax.train.evaluation import evaluate, lower_evaluation
-from lrunet_jax.weights.storage import open_model
-from lrunet_jax.weights.stored import choose_dataset
+from lrunet_jax.train.evaluation import evaluate
+from lrunet_jax.weights.loading import open_model
+from lrunet_jax.weights.stored_model import choose_dataset
 from lrunet_jax.weights.torch_models import create_torch_model
 
 
@@ -27,12 +27,20 @@ def tiny(name="lrunet", **arguments):
 
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 @pytest.mark.parametrize("name", ["lrunet", "shufflenet"])
-def test_every_product_is_at_the_highest_precision(name, lowering):
+def test_every_product_is_at_the_highest_precision(name, lowering, monkeypatch):
     model, variables = tiny(name)
     split = Split(np.zeros((8, 32, 32, 1), np.uint8), np.zeros(8, np.int32))
+    programs = []
+    compile_it = jax.stages.Lowered.compile
+
+    def spy(lowered):
+        programs.append(lowered.as_text())
+        return compile_it(lowered)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", spy)
     with ops.lowering(lowering):
-        lowered, _ = lower_evaluation(model, variables, split, batch_size=4)
-    program = lowered.as_text()
+        evaluate(model, variables, split, batch_size=4)
+    (program,) = programs
     products = re.findall(r"stablehlo\.(?:dot_general|convolution).*", program)
     assert len(products) > 4
     for product in products:

@@ -15,8 +15,8 @@ X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 6, 6, 2)), jnp.float32
 KERNEL = jnp.asarray(np.random.default_rng(1).normal(size=(3, 3, 1, 16)), jnp.float32)
 
 
-def primitives(function, *args):
-    """The names of the primitives of a traced function, inner ones too."""
+def traced(function, *args):
+    """The program of a function, as text."""
     return str(jax.make_jaxpr(function)(*args))
 
 
@@ -41,20 +41,20 @@ def test_a_wrong_name_is_refused_where_it_is_given(name):
 
 
 def test_a_compiled_function_is_traced_anew_in_each_context():
-    traced = []
+    seen = []
 
     @jax.jit
     def function(x):
-        traced.append(ops.resolve())
+        seen.append(ops.resolve())
         return ops.depthwise(x, KERNEL)
 
     for _ in range(2):
         for name in ops.LOWERINGS:
             with ops.lowering(name):
                 function(X)
-    assert traced == list(ops.LOWERINGS)
+    assert seen == list(ops.LOWERINGS)
     function(X)  # `auto` is a context of its own
-    assert traced == [*ops.LOWERINGS, "cpu"]
+    assert seen == [*ops.LOWERINGS, "cpu"]
 
 
 def test_a_thread_begins_with_auto():
@@ -67,8 +67,8 @@ def test_an_operator_without_a_lowering_of_a_name_takes_xla_s():
     assert choose({"xla": 1, "tpu": 2}, "tpu") == 2
     for lowering in ("tpu", "xla"):
         with ops.lowering(lowering):
-            assert "reduce_window" in primitives(ops.max_pool, X)
-    assert "reduce_window" not in primitives(ops.max_pool, X)
+            assert "reduce_window" in traced(ops.max_pool, X)
+    assert "reduce_window" not in traced(ops.max_pool, X)
 
 
 def batch_norm(x):
@@ -117,11 +117,11 @@ def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(
 ):
     with ops.lowering(lowering):
         out, vjp = jax.vjp(operator, X)
-        inside = primitives(vjp, out)
-    assert primitives(vjp, out) == inside
+        inside = traced(vjp, out)
+    assert traced(vjp, out) == inside
     other = {"cpu": "xla", "tpu": "cpu", "xla": "cpu"}[lowering]
     with ops.lowering(other):
-        assert primitives(vjp, out) == inside
+        assert traced(vjp, out) == inside
 
 
 def test_a_network_s_program_follows_the_context_and_its_fields_do_not():

@@ -10,6 +10,7 @@ from jax import lax
 
 from lrunet_jax import ops
 from lrunet_jax.errors import InputError
+from lrunet_jax.ops.channel_shuffle import shuffle, unshuffle
 
 # Sums of at most a few thousand products of float64, 2e-16 each.
 TOLERANCE = 1e-12
@@ -281,7 +282,7 @@ def test_an_unknown_lowering_is_refused():
 
 def test_unshuffle_undoes_shuffle():
     x = normal(0, 16, 2, 2, 1)
-    np.testing.assert_array_equal(ops.unshuffle(ops.shuffle(x)), x)
+    np.testing.assert_array_equal(unshuffle(shuffle(x)), x)
     # Swapped halves, interleaved: 0..7 becomes 4 0 5 1 6 2 7 3.
-    order = ops.shuffle(jnp.arange(8.0).reshape(8, 1, 1, 1)).ravel()
+    order = shuffle(jnp.arange(8.0).reshape(8, 1, 1, 1)).ravel()
     np.testing.assert_array_equal(order, [4, 0, 5, 1, 6, 2, 7, 3])

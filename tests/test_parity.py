@@ -19,8 +19,8 @@ from lrunet_jax import ops
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import train_step
+from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.state_dict import to_state_dict
-from lrunet_jax.weights.storage import open_model
 
 WEIGHT_DECAY = 5e-4
 

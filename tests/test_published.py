@@ -121,7 +121,7 @@ def test_the_table_is_that_of_the_files(shared):
     files = {path.name for path in shared.glob("checkpoints/*.t7")}
     assert {published.file_name(name) for name in published.PUBLISHED} == files
     for name, entry in published.PUBLISHED.items():
-        stored = lrunet_jax.weights.storage.open_model(
+        stored = lrunet_jax.weights.loading.open_model(
             shared / "checkpoints" / published.file_name(name)
         )
         assert stored.name == name  # by its sha256

@@ -25,7 +25,7 @@ from lrunet_jax.train.loop import train_and_evaluate
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import make_train_call, train_step
-from lrunet_jax.weights.storage import open_model, save_model, weights_for
+from lrunet_jax.weights.loading import open_model, save_model, weights_for
 
 pytestmark = pytest.mark.slow
 

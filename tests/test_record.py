@@ -22,4 +22,5 @@ def test_what_a_resumed_run_has_not_done_is_cut_off(tmp_path):
     record.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert [json.loads(text)["step"] for text in text.splitlines()] == [10, 20, 31]
-    assert not (tmp_path / "metrics.jsonl.new").exists()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"metrics.jsonl", "tensorboard"}

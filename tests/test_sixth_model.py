@@ -1,5 +1,8 @@
 """A sixth network is one model file, one registry row and one config."""
 
+import json
+import pathlib
+
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
@@ -11,7 +14,7 @@ from lrunet_jax.models import list_layers, registry, summarise
 from lrunet_jax.models.layers import BatchNorm, Conv, Linear, channels_first
 from lrunet_jax.runs.curves import plot_groups
 from lrunet_jax.runs.groups import read_groups
-from lrunet_jax.weights.storage import open_model, save_model
+from lrunet_jax.weights.loading import open_model, save_model
 
 
 class TinyNet(nn.Module):
@@ -50,6 +53,21 @@ def test_its_costs_are_those_that_its_layers_state():
     assert costs["params"] == 9 * 4 + 2 * 4 + 4 * 5 + 5
 
 
+def test_a_kernel_whose_costs_nobody_states_is_named(monkeypatch):
+    class Silent(nn.Module):
+        num_classes: int = 10
+
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            x = Conv(4, name="conv")(channels_first(self, images))
+            x = BatchNorm(4, name="bn")(x, train=train)
+            return nn.Dense(self.num_classes, name="dense")(x.mean((1, 2)).T)
+
+    monkeypatch.setitem(registry._MODELS, "silent", Silent)
+    with pytest.raises(TypeError, match=r"nobody states: {'dense'}"):
+        list_layers(lrunet_jax.create_model("silent"), (8, 8, 1))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("sixth")
 def test_it_is_trained_opened_converted_and_drawn(tmp_path):
@@ -71,6 +89,10 @@ def test_it_is_trained_opened_converted_and_drawn(tmp_path):
 def test_any_number_of_models_is_drawn(monkeypatch, make_run, tmp_path):
     for number in range(20):
         monkeypatch.setitem(registry._MODELS, f"net{number}", TinyNet)
+    config = make_run("a", [0.5], **{"model.name": "lrunet"}) + "/config.json"
+    text = pathlib.Path(config).read_text()
+    fields = json.loads(text) | {"model": {"name": "net9"}}
+    pathlib.Path(config).write_text(json.dumps(fields))
     picture = epath.Path(tmp_path) / "runs.svg"
-    plot_groups(read_groups([make_run("a", [0.5])]), picture)
-    assert picture.exists()
+    plot_groups(read_groups([str(tmp_path / "a")]), picture)
+    assert "<!-- net9 -->" in picture.read_text()

@@ -47,6 +47,24 @@ def test_a_step_moves_every_parameter_and_statistic():
         assert np.array_equal(old, value) == idle, path
 
 
+def test_the_learning_rate_follows_the_epochs_done_with_their_fraction():
+    state = small_state()
+    tx = create_optimizer(lambda epoch: 1.0 + epoch, momentum=0.0, weight_decay=0.0)
+    metrics = Metrics(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.asarray(25))
+    state = state.replace(tx=tx, opt_state=tx.init(state.params), metrics=metrics)
+    state = state.replace(epoch=jnp.asarray(3))  # and 25 of 100 images
+    grads = jax.tree.map(jnp.ones_like, state.params)
+    new = state.apply_gradients(grads=grads)
+    for old, value in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(new.params), strict=True
+    ):
+        np.testing.assert_allclose(value, old - 4.25, rtol=1e-6)
+    assert not state.epoch_is_done()
+    assert state.replace(
+        metrics=metrics.replace(count=jnp.asarray(100))
+    ).epoch_is_done()
+
+
 def test_the_running_variance_takes_the_unbiased_variance():
     state = small_state()
     images, labels = random_split()

@@ -355,7 +355,7 @@ def test_a_legacy_file_cut_short_or_too_long_is_refused(tmp_path):
 DAMAGE = r"""
 import pathlib, random, re, sys, warnings
 from lrunet_jax.errors import InputError
-from lrunet_jax.weights.storage import open_model
+from lrunet_jax.weights.loading import open_model
 warnings.simplefilter("error")
 rng, path, counts = random.Random(0), pathlib.Path(sys.argv[1]), {}
 sources = [pathlib.Path(source).read_bytes() for source in sys.argv[2:]]

@@ -33,7 +33,7 @@ def compiled_step(mesh, layer_reuse, lowering):
     """The text of train.py's program, 256 images in bfloat16."""
     config = lrunet.get_config("fashion_mnist")
     model = create_model("lrunet", layer_reuse=layer_reuse)
-    shape = data.describe("fashion_mnist").image_shape
+    shape = data.dataset_info("fashion_mnist").image_shape
     state = jax.eval_shape(
         lambda: create_train_state(
             model,

@@ -7,14 +7,14 @@ from lrunet_jax.data.batches import (
     last_batch_size,
     train_batches,
 )
-from lrunet_jax.data.info import DatasetInfo, describe
+from lrunet_jax.data.info import DatasetInfo, dataset_info
 from lrunet_jax.data.pixels import input_stats, to_float
 from lrunet_jax.data.sources import Split, load_split
 
 __all__ = [
     "DatasetInfo",
     "Split",
-    "describe",
+    "dataset_info",
     "epoch_order",
     "eval_batches",
     "input_stats",

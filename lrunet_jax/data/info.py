@@ -39,7 +39,7 @@ class DatasetInfo:
         return builder.info.features["label"].names
 
 
-def describe(name: str, data_dir: str = "") -> DatasetInfo:
+def dataset_info(name: str, data_dir: str = "") -> DatasetInfo:
     """The facts about the data set `name`; arguments as for `load_split`.
 
     Raises:

@@ -12,7 +12,7 @@ import platformdirs
 from etils import epath
 
 from lrunet_jax.data.digits import read_digits
-from lrunet_jax.data.info import describe
+from lrunet_jax.data.info import dataset_info
 from lrunet_jax.data.tfds import open_split
 from lrunet_jax.files import write_whole
 
@@ -32,7 +32,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     prepare a data set that is not there. A decoded split is kept in the user's cache.
 
     Args:
-      name: a data set that `describe` knows.
+      name: a data set that `dataset_info` knows.
       split: `train` or `test`.
       data_dir: of TFDS; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
 
@@ -40,7 +40,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
       InputError: for an unknown name, and where `data_dir` lacks the split and it
         can't be prepared.
     """
-    describe(name)
+    dataset_info(name)
     if name == "digits":
         return Split(*read_digits(split))
     files, decode = open_split(name, split, data_dir)

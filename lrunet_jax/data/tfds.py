@@ -53,11 +53,10 @@ def open_split(
 
     files = builder.info.splits[split].filepaths
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        source = builder.as_data_source(split=split)
-        return files, lambda: _decode_array_records(source)
+        return files, lambda: _decode_array_records(builder.as_data_source(split=split))
     if _has_tensorflow():
-        dataset = builder.as_dataset(split=split, batch_size=-1)
-        return files, lambda: tfds.as_numpy(dataset)
+        whole = {"split": split, "batch_size": -1}
+        return files, lambda: tfds.as_numpy(builder.as_dataset(**whole))
     raise InputError(
         f"data_dir is {directory!r}, where {name} is in tfrecord form, which needs "
         "TensorFlow to read: pip install tensorflow, or prepare it with "

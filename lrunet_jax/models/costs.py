@@ -68,6 +68,9 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     Args:
       model: the network.
       image_shape: (H, W, channels).
+
+    Raises:
+      TypeError: if the model has a kernel whose costs no module states.
     """
     layers: list[Layer] = []
 
@@ -81,6 +84,11 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     with nn.intercept_methods(ask):
         jax.eval_shape(model.apply, variables, image)
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    owners = (tuple(key.key for key in path) for path, _ in leaves)
+    kernels = {"/".join(modules) for *modules, name in owners if name == "kernel"}
+    if silent := kernels - {layer.name for layer in layers}:
+        raise TypeError(f"modules own kernels whose costs nobody states: {silent}")
     return layers
 
 

@@ -10,7 +10,7 @@ backend's compiler, its lowering, follows from the platform or from a context:
 
 from lrunet_jax.ops.avg_pool import avg_pool
 from lrunet_jax.ops.batch_norm import Moments, Norm, batch_norm
-from lrunet_jax.ops.channel_shuffle import channel_shuffle, shuffle, unshuffle
+from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.lowerings import LOWERINGS, lowering, resolve
@@ -18,7 +18,7 @@ from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
 from lrunet_jax.ops.reuse import ReuseCarry, begin_reuse, end_reuse, reuse
-from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights
+from lrunet_jax.ops.reuse_weights import ReuseWeights
 from lrunet_jax.ops.take_pixels import take_pixels
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Moments",
     "Norm",
     "ReuseCarry",
-    "ReuseMoments",
     "ReuseWeights",
     "avg_pool",
     "batch_norm",
@@ -41,7 +40,5 @@ __all__ = [
     "pointwise",
     "resolve",
     "reuse",
-    "shuffle",
     "take_pixels",
-    "unshuffle",
 ]

@@ -8,38 +8,27 @@ identical iterations. Between a block's iterations the channels may lie in any o
 that suits the lowering, so what goes from one to the next is a `ReuseCarry`.
 """
 
-import functools
+from typing import Any
 
 import jax
 from flax import struct
 
-from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
-from lrunet_jax.ops.channel_shuffle import shuffle, unshuffle
-from lrunet_jax.ops.depthwise import depthwise
+from lrunet_jax.ops import reuse_cpu, reuse_tpu, reuse_xla
 from lrunet_jax.ops.lowerings import resolve
-from lrunet_jax.ops.pointwise import by_input, pointwise
-from lrunet_jax.ops.reuse_cpu import fits_groups, grouped_iteration
-from lrunet_jax.ops.reuse_tpu import (
-    in_order,
-    ordered_iteration,
-    shuffled_order,
-    unshuffled_order,
-)
-from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
+from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights
+
+_LOWERINGS = {"cpu": reuse_cpu, "tpu": reuse_tpu, "xla": reuse_xla}
 
 
 class ReuseCarry(struct.PyTreeNode):
     """The state of a block between two iterations.
 
     Attributes:
-      x: (C, H, W, B).
-      order: (C,), where in the network each channel of x belongs; None if it lies
-        there.
+      arrays: the channels, in a form that the lowering chooses.
       lowering: in which the whole block is written.
     """
 
-    x: jax.Array
-    order: jax.Array | None
+    arrays: Any
     lowering: str = struct.field(pytree_node=False)
 
 
@@ -51,9 +40,7 @@ def begin_reuse(x: jax.Array, *, lowering: str | None = None) -> ReuseCarry:
       lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
     """
     lowering = resolve(lowering)
-    if lowering == "tpu":
-        return ReuseCarry(x, unshuffled_order(len(x)), lowering)
-    return ReuseCarry(unshuffle(x), None, lowering)
+    return ReuseCarry(_LOWERINGS[lowering].begin(x), lowering)
 
 
 def reuse(
@@ -65,39 +52,11 @@ def reuse(
       The carry for the next one, and None if the norms have running moments; else the
       batch's moments at both norms, as `batch_norm` returns them.
     """
-    if carry.order is not None:
-        order = shuffled_order(carry.order)
-        x, moments = ordered_iteration(carry.x, weights, order)
-        return carry.replace(x=x, order=order), moments
-    if carry.lowering == "cpu" and fits_groups(carry.x, weights):
-        x, moments = grouped_iteration(carry.x, weights)
-    elif weights.dw_norm.running is None:
-        x, moments = _iteration(carry.x, weights, carry.lowering)
-    else:
-        x, moments = _folded_iteration(carry.x, weights, carry.lowering), None
-    return carry.replace(x=x), moments
+    iterate = _LOWERINGS[carry.lowering].iterate
+    arrays, moments = iterate(carry.arrays, weights)
+    return ReuseCarry(arrays, carry.lowering), moments
 
 
 def end_reuse(carry: ReuseCarry) -> jax.Array:
     """A block's output (C, H, W, B), from the carry after its last iteration."""
-    return carry.x if carry.order is None else in_order(carry.x, carry.order)
-
-
-# Nothing but x is kept for the backward pass: what an iteration keeps is written and
-# read N times.
-@functools.partial(jax.checkpoint, static_argnums=2)
-def _iteration(x, weights, lowering):
-    x = shuffle(x)
-    y = depthwise(x, weights.dw, lowering=lowering)
-    y, dw_moments = normalise_by_batch(y, weights.dw_norm, lowering)
-    y = pointwise(y, weights.pw, groups=weights.groups, lowering=lowering)
-    y, pw_moments = normalise_by_batch(y, weights.pw_norm, lowering)
-    return jax.nn.relu(x + y), ReuseMoments(dw=dw_moments, pw=pw_moments)
-
-
-def _folded_iteration(x, weights, lowering):
-    matrices, bias = fold(weights)
-    x = shuffle(x)
-    y = depthwise(x, weights.dw, lowering=lowering)
-    y = pointwise(y, by_input(matrices), groups=weights.groups, lowering=lowering)
-    return jax.nn.relu(x + y + per_channel(bias)).astype(x.dtype)
+    return _LOWERINGS[carry.lowering].end(carry.arrays)

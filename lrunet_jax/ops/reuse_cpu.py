@@ -1,8 +1,9 @@
 """The reuse block's iteration for CPU: one group of channels at a time.
 
-The groups do not mix between two shuffles, so each goes through the whole iteration
-while it is in cache, and nothing but the iteration's input and the moments is kept for
-the backward pass, which is written by hand. For one group, with pixels as columns:
+Between two iterations x lies as in `reuse_xla`. The groups do not mix between two
+shuffles, so each goes through the whole iteration while it is in cache, and nothing but
+the iteration's input and the moments is kept for the backward pass, which is written by
+hand. For one group, with pixels as columns:
 
     y    the output of the depthwise convolution
     h    (y - mean1) / std1, its normalised form
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lrunet_jax.ops import reuse_xla
 from lrunet_jax.ops.batch_norm import (
     Moments,
     Norm,
@@ -45,22 +47,25 @@ from lrunet_jax.ops.depthwise import (
 from lrunet_jax.ops.materialise import in_memory
 from lrunet_jax.ops.pointwise import by_group, by_input, mix
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
+from lrunet_jax.ops.reuse_xla import begin, end
+
+__all__ = ["begin", "end", "iterate"]
 
 
-def grouped_iteration(
+def iterate(
     x: jax.Array, weights: ReuseWeights
 ) -> tuple[jax.Array, ReuseMoments | None]:
-    """Applies the iteration of `ops.reuse`, its shuffle included, to x (C, H, W, B)."""
+    """Does what `ops.reuse` does, to x (C, H, W, B)."""
+    if x.shape[0] % (2 * weights.groups):
+        # A group has not as many channels of the first half as of the second.
+        return reuse_xla.iterate(x, weights, "cpu")
     if weights.dw_norm.running is not None:
         return _folded_iteration(x, weights), None
     out, moments = _iteration(x, weights)
     count = x[0].size
-    return out, ReuseMoments(*(unbiased(of_norm, count) for of_norm in moments))
-
-
-def fits_groups(x: jax.Array, weights: ReuseWeights) -> bool:
-    """Tells whether each group has as many channels of the first half as of the second."""
-    return x.shape[0] % (2 * weights.groups) == 0
+    return out, ReuseMoments(
+        dw=unbiased(moments.dw, count), pw=unbiased(moments.pw, count)
+    )
 
 
 def _folded_iteration(x, weights):
@@ -146,8 +151,8 @@ def _backward(residuals, gradients):
             ReuseWeights(
                 dw=grad_dw,
                 pw=grad_pw,
-                dw_norm=Norm(grad_dw_scale, jnp.zeros_like(w.dw_norm.bias)),
-                pw_norm=Norm(mean_grad_z * x[0].size, mean_grad * x[0].size),
+                dw_norm=Norm(scale=grad_dw_scale, bias=jnp.zeros_like(w.dw_norm.bias)),
+                pw_norm=Norm(scale=mean_grad_z * x[0].size, bias=mean_grad * x[0].size),
             ),
         )
 
@@ -156,8 +161,12 @@ def _backward(residuals, gradients):
     out = lax.map(group, (jnp.arange(groups), _by_group(weights), *args))
     halves, grads = out
     grad_x = jnp.concatenate([merge(half) for half in halves])
-    norms = jax.tree.map(merge, (grads.dw_norm, grads.pw_norm))
-    grads = ReuseWeights(by_position(merge(grads.dw)), by_input(grads.pw), *norms)
+    grads = ReuseWeights(
+        dw=by_position(merge(grads.dw)),
+        pw=by_input(grads.pw),
+        dw_norm=jax.tree.map(merge, grads.dw_norm),
+        pw_norm=jax.tree.map(merge, grads.pw_norm),
+    )
     cast = lambda grad, weight: grad.astype(weight.dtype)
     return grad_x, jax.tree.map(cast, grads, weights)
 
@@ -175,6 +184,10 @@ def _shuffled_group(x, index, groups):
 def _by_group(weights):
     """`weights` with a leading axis of groups; kernels by channel, matrices."""
     groups = weights.groups
-    dw = split(by_channel(weights.dw, weights.pw.shape[3]), groups)
-    norms = jax.tree.map(lambda a: split(a, groups), weights[2:])
-    return ReuseWeights(dw, by_group(weights.pw, groups), *norms)
+    split_all = lambda norm: jax.tree.map(lambda a: split(a, groups), norm)
+    return ReuseWeights(
+        dw=split(by_channel(weights.dw, weights.pw.shape[3]), groups),
+        pw=by_group(weights.pw, groups),
+        dw_norm=split_all(weights.dw_norm),
+        pw_norm=split_all(weights.pw_norm),
+    )

@@ -15,49 +15,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lrunet_jax.ops.batch_norm import Moments, Norm, normalise_by_batch, per_channel
+from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.pointwise import by_group, dense_matrix, mix
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 
+Arrays = tuple[jax.Array, jax.Array]  # x and its order
 
-def ordered_iteration(
-    x: jax.Array, weights: ReuseWeights, order: jax.Array
-) -> tuple[jax.Array, ReuseMoments | None]:
-    """Applies the iteration of `ops.reuse`, except its shuffle.
 
-    Args:
-      x: (C, H, W, B).
-      weights: in the network's order.
-      order: (C,), the place of each channel of x after the shuffle.
-    """
+def begin(x: jax.Array) -> Arrays:
+    """Adds to x (C, H, W, B) the order that one shuffle turns into 0, 1, 2, ..."""
+    places = np.arange(len(x), dtype=np.int32)
+    return x, jnp.asarray(places // 2 + len(x) // 2 * (places % 2 == 0))
+
+
+def iterate(
+    arrays: Arrays, weights: ReuseWeights
+) -> tuple[Arrays, ReuseMoments | None]:
+    """Does what `ops.reuse` does, to x and its order."""
+    x, order = arrays
+    # The shuffle: place p of the first half goes to 2 p + 1; of the second, to 2 p - C.
+    order = (2 * order + 1) % (len(x) + 1)
     if weights.dw_norm.running is None:
-        return _iteration(x, weights, order)
-    return _folded_iteration(x, weights, order), None
+        x, moments = _iteration(x, weights, order)
+        return (x, order), moments
+    return (_folded_iteration(x, weights, order), order), None
 
 
-def unshuffled_order(channels: int) -> jax.Array:
-    """The order (channels,) that one shuffle turns into 0, 1, 2, ..."""
-    places = np.arange(channels, dtype=np.int32)
-    return jnp.asarray(places // 2 + channels // 2 * (places % 2 == 0))
-
-
-def shuffled_order(order: jax.Array) -> jax.Array:
-    """The order after a shuffle of the network's channels."""
-    # Place p of the first half goes to 2 p + 1; place p of the second to 2 p - C.
-    return (2 * order + 1) % (len(order) + 1)
-
-
-def in_order(x: jax.Array, order: jax.Array) -> jax.Array:
-    """Reorders x (C, H, W, B), so that each channel is at its place."""
+def end(arrays: Arrays) -> jax.Array:
+    """Brings each channel of x to its place: (C, H, W, B)."""
+    x, order = arrays
     return _product("chwb,co->ohwb", x, _one_hot(order))
 
 
 @jax.checkpoint  # as the plain iteration: nothing but x is kept
 def _iteration(x, weights, order):
     places, outputs = _rows(order)
-    permuted = lambda norm, rows: Norm(*(_permuted(a, rows) for a in norm[:2]))
-    back = lambda moments, rows: Moments(*(_permuted(a, rows.T) for a in moments))
+    permuted = lambda tree, rows: jax.tree.map(lambda a: _permuted(a, rows), tree)
     dw_norm = permuted(weights.dw_norm, outputs)
     pw_norm = permuted(weights.pw_norm, places)
     matrices = by_group(weights.pw.astype(x.dtype), weights.groups)
@@ -65,8 +59,10 @@ def _iteration(x, weights, order):
     y, dw_moments = normalise_by_batch(y, dw_norm, "tpu")
     y = mix(_permuted_matrix(matrices, places, outputs), y)
     y, pw_moments = normalise_by_batch(y, pw_norm, "tpu")
-    moments = ReuseMoments(dw=back(dw_moments, outputs), pw=back(pw_moments, places))
-    return jax.nn.relu(x + y), lax.stop_gradient(moments)
+    moments = ReuseMoments(
+        dw=permuted(dw_moments, outputs.T), pw=permuted(pw_moments, places.T)
+    )
+    return jax.nn.relu(x + y), moments
 
 
 def _folded_iteration(x, weights, order):

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +14,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.runs.earlier import translate
 from lrunet_jax.runs.record import accuracy_of
-
-State = TypeVar("State")  # a dataclass, as of `flax.struct`
 
 
 class Checkpoints:
@@ -66,7 +64,7 @@ class Checkpoints:
             metrics=test,
         )
 
-    def restore_latest(self, state: State) -> tuple[State, dict[str, Any]] | None:
+    def restore_latest(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state that can be read, and the config it was stored with.
 
         A damaged checkpoint is reported, renamed to `STEP.damaged`, and the one before
@@ -84,14 +82,16 @@ class Checkpoints:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                fields = _restore_state(self._manager, step, array_fields(state))
                 config = _restore_config(self._manager, step)
+                target = array_fields(state)
+                require_same_leaves(target, _stored_tree(self._manager, step))
+                fields = _restore_fields(self._manager, step, target)
             except Exception as error:  # Orbax has many names for damage
                 damaged.append(step)
                 print(f"checkpoint {step} can't be read: {in_one_line(error)}")
             else:
                 self._set_aside(damaged)
-                return dataclasses.replace(state, **fields), config  # type: ignore[type-var]
+                return dataclasses.replace(state, **fields), config
         if damaged:
             raise InputError(f"no checkpoint in {self._directory} can be read")
         return None
@@ -124,7 +124,7 @@ class Checkpoints:
 def read_checkpoint(
     directory: epath.Path,
     step: int | None,
-    describe: Callable[[dict[str, Any]], dict[str, Any]],
+    wanted_fields: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[int, dict[str, Any], dict[str, Any], dict[str, float]]:
     """A run's checkpoint, as NumPy arrays; nothing in the directory is changed.
 
@@ -132,8 +132,8 @@ def read_checkpoint(
       directory: of the run's checkpoints.
       step: which; None for the one of the best test accuracy, or the latest if none
         was evaluated.
-      describe: gives, for the run's config, the fields of the state that are wanted,
-        as abstract arrays.
+      wanted_fields: a function from the run's config to the fields of the state that
+        are wanted, as abstract arrays.
 
     Returns:
       Its step, the wanted fields, its config and its test metrics.
@@ -150,7 +150,7 @@ def read_checkpoint(
             allowed = f"one of those in {directory}: {steps}"
             require(step in steps, "step", step, allowed)
             config = _restore_config(manager, step)
-            state = _restore_state(manager, step, describe(config))
+            state = _restore_fields(manager, step, wanted_fields(config))
             metrics = manager.metrics(step) or {}
     except InputError:
         raise
@@ -177,11 +177,11 @@ def require_same_leaves(target: Any, stored: Any) -> None:
     Raises:
       ValueError: that names the first leaf that differs.
     """
-    describe = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    form = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
     expected, found = _by_name(target), _by_name(stored)
     for name in sorted(expected | found):
-        wanted = describe(expected[name]) if name in expected else "expected"
-        there = describe(found[name]) if name in found else "not there"
+        wanted = form(expected[name]) if name in expected else "expected"
+        there = form(found[name]) if name in found else "not there"
         if wanted != there:
             raise ValueError(f"{name} is {there}, not {wanted}")
 
@@ -205,7 +205,11 @@ def _restore_config(manager, step):
     return translate(manager.restore(step, args=only)["config"])
 
 
-def _restore_state(manager, step, target):
+def _stored_tree(manager, step):
+    return translate(manager.item_metadata(step)["state"].tree)
+
+
+def _restore_fields(manager, step, target):
     """The fields of `target`: in its shardings, where it has any, else in NumPy."""
     stored = manager.item_metadata(step)["state"].tree
     stored = {name: stored.get(name, {}) for name in target}

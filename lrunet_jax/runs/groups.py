@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import create_model, summarise
 from lrunet_jax.runs.config import flatten, read_config
@@ -144,7 +144,7 @@ def _read_run(path):
         for line in tested:
             _require_numbers(line, *(name for name in line if name.startswith("test")))
         _require_numbers(config, "seed", "epochs")
-        dataset = describe(config["dataset"])
+        dataset = dataset_info(config["dataset"])
         model = create_model(num_classes=dataset.num_classes, **config["model"])
         return Run(
             path=path,

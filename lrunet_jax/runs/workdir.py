@@ -1,6 +1,6 @@
 """The directory of a run that is being trained."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import ml_collections
 from etils import epath
@@ -9,17 +9,15 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.files import write_whole
 from lrunet_jax.runs.checkpoints import Checkpoints
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
-from lrunet_jax.runs.record import Line, Record
-
-State = TypeVar("State")
+from lrunet_jax.runs.record import Record
 
 
 class Workdir:
     """The config, checkpoints and record of a run.
 
     A context manager, which waits at its end until everything is written. To be used
-    in this order: `restore`, `start`, then `save` and `append`. Before `start` nothing
-    in the directory is overwritten.
+    in this order: `restore`, `start`, `save`. Before `start` nothing in the directory
+    is overwritten.
     """
 
     def __init__(self, workdir: str, config: ml_collections.ConfigDict):
@@ -56,7 +54,7 @@ class Workdir:
         if self._record is not None:
             self._record.close()
 
-    def restore(self, fresh: State) -> tuple[State, dict[str, tuple]] | None:
+    def restore(self, fresh: Any) -> tuple[Any, dict[str, tuple]] | None:
         """The state of the latest checkpoint.
 
         Args:
@@ -76,23 +74,13 @@ class Workdir:
         require_same_run(changed, str(self.path))
         return state, changed
 
-    def start(self, step: int) -> None:
-        """Writes the config, and removes from the record what is after `step`."""
+    def start(self, step: int) -> Record:
+        """Writes the config, and opens the record, without what is after `step`."""
         self._record = Record(self.path, step)
         write_config(self.path, self._config.to_dict())
+        return self._record
 
     def save(self, state: Any, test: dict[str, float] | None = None) -> None:
         """Starts to write a checkpoint of `state`, with its `test` metrics."""
         config = self._config.to_dict()
         self.checkpoints.save(int(state.step), state, config, test)
-
-    def append(self, line: Line) -> None:
-        """Adds the line of an epoch to the record."""
-        assert self._record is not None, "append before start"
-        self._record.append(line)
-
-    @property
-    def lines(self) -> list[Line]:
-        """The lines of the record, one per epoch."""
-        assert self._record is not None, "lines before start"
-        return self._record.lines

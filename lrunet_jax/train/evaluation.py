@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
@@ -40,43 +41,32 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates `model` on a whole split, on all devices.
 
+    Always at the highest precision: by default a TPU multiplies float32 in bfloat16
+    and a GPU in TF32.
+
     Args:
       model: the network.
       variables: `params`, `batch_stats` and, if images are normalised, `input_stats`.
       split: the test set.
       batch_size: images at a time, over all devices.
     """
-    count = len(split.labels)
-    lowered, arguments = lower_evaluation(model, variables, split, batch_size)
-    program = lowered.compile()
+    count, mesh = len(split.labels), make_mesh()
+    placed = jax.device_put((variables, split), data_shardings(mesh)[0])
+    with jax.default_matmul_precision("highest"):
+        program = _compile(model.apply, placed, min(batch_size, count), mesh)
     began = time.perf_counter()
-    metrics, logits = jax.device_get(program(*arguments))
+    _, logits = jax.device_get(program(*placed))
     seconds = time.perf_counter() - began
     logits = np.array(logits.reshape(-1, logits.shape[-1])[:count])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
     recognised = split.labels[np.argmax(logits, -1) == split.labels]
     return Evaluation(
         logits=logits,
         correct=np.bincount(recognised, minlength=model.num_classes),
         total=np.bincount(split.labels, minlength=model.num_classes),
-        loss=metrics.means()["loss"],
+        loss=float(np.mean(np.asarray(losses), dtype=np.float64)),
         images_per_second=count / seconds,
     )
-
-
-def lower_evaluation(
-    model: nn.Module, variables: Any, split: data.Split, batch_size: int
-) -> tuple[jax.stages.Lowered, Any]:
-    """The lowered program of `evaluate`, and its arguments on all devices.
-
-    Always at the highest precision: by default a TPU multiplies float32 in bfloat16
-    and a GPU in TF32.
-    """
-    mesh = make_mesh()
-    count = len(split.labels)
-    batches = data.eval_batches(count, min(batch_size, count))
-    arguments = jax.device_put((variables, split, batches), data_shardings(mesh)[0])
-    with jax.default_matmul_precision("highest"):
-        return make_eval_call(model.apply, mesh).lower(*arguments), arguments
 
 
 def compile_evaluation(
@@ -92,18 +82,25 @@ def compile_evaluation(
       batch_size: images at a time, over all devices.
       mesh: the devices.
     """
-    batches = data.eval_batches(len(test_set.labels), batch_size)
-    call = make_eval_call(state.apply_fn, mesh)
-    program = call.lower(state.variables(), test_set, batches).compile()
+    example = state.variables(), test_set
+    program = _compile(state.apply_fn, example, batch_size, mesh)
 
     def evaluate_state(state):
         test: dict[str, float] = {}
         for prefix, variables in state.evaluated().items():
-            metrics, _ = program(variables, test_set, batches)
+            metrics, _ = program(variables, test_set)
             test |= metrics.means(prefix)
         return test
 
     return evaluate_state
+
+
+def _compile(apply_fn, example, batch_size, mesh):
+    """The program (variables, split) -> (Metrics, logits), for such an example."""
+    _, split = example
+    batches = data.eval_batches(len(split.labels), batch_size)
+    program = make_eval_call(apply_fn, mesh).lower(*example, batches).compile()
+    return lambda variables, split: program(variables, split, batches)
 
 
 def make_eval_call(

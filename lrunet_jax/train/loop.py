@@ -15,7 +15,6 @@ from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
 from lrunet_jax.train.optim import create_optimizer, create_schedule
 from lrunet_jax.train.progress import Progress, duration
-from lrunet_jax.train.recipe import validate
 from lrunet_jax.train.report import (
     print_data,
     print_devices,
@@ -27,7 +26,8 @@ from lrunet_jax.train.report import (
 from lrunet_jax.train.signals import stop_signals
 from lrunet_jax.train.state import TrainState, create_train_state, is_finite
 from lrunet_jax.train.targets import make_targets
-from lrunet_jax.weights.storage import weights_for
+from lrunet_jax.train.validate import validate
+from lrunet_jax.weights.loading import weights_for
 
 
 def train_and_evaluate(
@@ -53,7 +53,7 @@ def train_and_evaluate(
       DivergedError: when the loss or the weights are not finite any more.
     """
     validate(config, jax.device_count())
-    dataset = data.describe(config.dataset, data_dir)
+    dataset = data.dataset_info(config.dataset, data_dir)
     model = create_model(num_classes=dataset.num_classes, **config.model)
     schedule = create_schedule(
         config.schedule,
@@ -88,7 +88,7 @@ def train_and_evaluate(
         state = _resumed_or_pretrained(
             jax.device_put(fresh, replicated), run, model, config.init_from
         )
-        run.start(int(state.step))
+        record = run.start(int(state.step))
 
         if int(state.epoch) < config.epochs:
             began = time.monotonic()
@@ -107,10 +107,11 @@ def train_and_evaluate(
             for state in calls:
                 _require_finite(state, run)
                 progress.update(state.metrics)
+                if state.epoch_is_done():
+                    continue
                 if stop_requested():
                     break
-                minutes = run.checkpoints.minutes_since_save()
-                if not state.epoch_is_done() and minutes >= config.checkpoint_minutes:
+                if run.checkpoints.minutes_since_save() >= config.checkpoint_minutes:
                     run.save(state)
             progress.close()
             test: dict[str, float] = {}
@@ -124,14 +125,14 @@ def train_and_evaluate(
                     "learning_rate": float(schedule(epoch - last_batch / num_images)),
                     "images_per_second": progress.images_per_second,
                 }
-                run.append(line | test)
+                record.append(line | test)
                 print_epoch(line | test, config.epochs)
                 state = jax.device_put(state.next_epoch(), replicated)
             run.save(state, test or None)
 
         curves = run.path / "curves.png"
-        plot_run(run.lines, curves)
-        print_result(state, config.epochs, run, curves)
+        plot_run(record.lines, curves)
+        print_result(state, config.epochs, record.lines, run.checkpoints, curves)
     return state
 
 

@@ -51,10 +51,9 @@ def create_optimizer(
       InputError: for another `decay_of`.
     """
     require_known("decay_of", decay_of, _DECAYED)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, _DECAYED[decay_of]),
-        optax.chain(optax.trace(momentum, nesterov), _scale_by_epoch(schedule)),
-    )
+    # A chain in a chain, as in `optax.sgd`, so that a state keeps its form on disk.
+    sgd = optax.chain(optax.trace(momentum, nesterov), _scale_by_epoch(schedule))
+    return optax.chain(optax.add_decayed_weights(weight_decay, _DECAYED[decay_of]), sgd)
 
 
 def create_schedule(

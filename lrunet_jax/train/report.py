@@ -1,6 +1,6 @@
 """The lines that a run prints about itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +9,8 @@ from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.models import summarise
+from lrunet_jax.runs.checkpoints import Checkpoints
 from lrunet_jax.runs.record import Line, accuracy_of
-from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.state import TrainState
 
 
@@ -77,18 +77,19 @@ def print_epoch(line: Line, epochs: int) -> None:
 def print_result(
     state: TrainState,
     epochs: int,
-    run: Workdir,
+    lines: Sequence[Line],
+    checkpoints: Checkpoints,
     curves: epath.Path,
 ) -> None:
     """Prints best and last test accuracy, with their files, and how to go on."""
-    evaluated = [line for line in run.lines if "test_accuracy" in line]
+    evaluated = [line for line in lines if "test_accuracy" in line]
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
         best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
                 f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
-                f"{line['epoch']}: {run.checkpoints.path(line['step'])}"
+                f"{line['epoch']}: {checkpoints.path(line['step'])}"
             )
     print(f"curves {curves}")
     if int(state.epoch) < epochs:

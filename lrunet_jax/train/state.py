@@ -91,6 +91,16 @@ class TrainState(train_state.TrainState):
         """Tells whether all images of the epoch in progress have been seen."""
         return int(self.metrics.count) >= self.num_images
 
+    def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
+        """The state after an update by `grads`, with other fields from `kwargs`."""
+        updates, opt_state = self.tx.update(
+            grads, self.opt_state, self.params, epoch=self.epochs_done()
+        )
+        params = optax.apply_updates(self.params, updates)
+        return self.replace(
+            step=self.step + 1, params=params, opt_state=opt_state, **kwargs
+        )
+
     def begin_with(self, variables: dict[str, Any]) -> "TrainState":
         """The state with other `params` and `batch_stats`, also as its averages."""
         copy = lambda tree: jax.tree.map(jnp.copy, tree)  # what is donated is no alias
@@ -130,7 +140,7 @@ class TrainState(train_state.TrainState):
 
 def create_train_state(
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     key: jax.Array,
     image_shape: tuple[int, int, int],
     *,
@@ -143,7 +153,7 @@ def create_train_state(
 
     Args:
       model: the network.
-      tx: the optimiser.
+      tx: the optimiser, see `create_optimizer`.
       key: PRNG key for the weights.
       image_shape: (H, W, channels).
       num_images: the number of images in an epoch.

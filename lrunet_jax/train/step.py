@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
@@ -45,16 +44,11 @@ def train_step(
         return jnp.mean(losses), (losses, logits, updates)
 
     gradients = jax.grad(loss_fn, has_aux=True)
-    grads, (losses, logits, new) = gradients(state.params)
-    updates, opt_state = state.tx.update(
-        grads, state.opt_state, state.params, epoch=state.epochs_done()
-    )
+    grads, (losses, logits, updates) = gradients(state.params)
     metrics = Metrics.of(losses, logits, labels, jnp.ones(labels.shape, bool))
-    state = state.replace(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=new["batch_stats"],
-        opt_state=opt_state,
+    state = state.apply_gradients(
+        grads=grads,
+        batch_stats=updates["batch_stats"],
         metrics=state.metrics + metrics,
     )
     return state.update_ema()

@@ -12,7 +12,11 @@ from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables
 from lrunet_jax.runs.checkpoints import require_same_leaves
 from lrunet_jax.runs.earlier import translate
-from lrunet_jax.weights.stored import StoredModel, abstract_input_stats, require_facts
+from lrunet_jax.weights.stored_model import (
+    StoredModel,
+    abstract_input_stats,
+    require_facts,
+)
 
 FORMAT = 1  # of the directory; 0, without a number, was before the first release
 
@@ -65,14 +69,14 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
             _FACTS: ocp.args.JsonSave(facts),
         }
     )
-    directory = directory.absolute()
     part = None
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
         part = pathlib.Path(
             tempfile.mkdtemp(".part", f"{directory.name}.", directory.parent)
         )
         with _checkpointer() as checkpointer:
-            checkpointer.save(part / "new", args=items)
+            checkpointer.save((part / "new").absolute(), args=items)
         (part / "new").rename(directory)
     except Exception as error:  # Orbax has many names for a disk that is full
         raise InputError(

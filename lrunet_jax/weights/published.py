@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line, require_known
 from lrunet_jax.models import create_model, summarise
 
@@ -45,13 +45,13 @@ class Published(NamedTuple):
     @property
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `create_model`, `name` and `num_classes` among them."""
-        classes = describe(self.dataset).num_classes
+        classes = dataset_info(self.dataset).num_classes
         return {"name": self.model, "num_classes": classes, **self.arguments}
 
     def costs(self) -> dict[str, int]:
         """The costs of the model for an image of its data set, see `summarise`."""
         model = create_model(**self.model_arguments)
-        return summarise(model, describe(self.dataset).image_shape)
+        return summarise(model, dataset_info(self.dataset).image_shape)
 
 
 PUBLISHED = {

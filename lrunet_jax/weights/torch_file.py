@@ -10,7 +10,7 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.weights import published, torch_format
 from lrunet_jax.weights.state_dict import from_state_dict, identify, to_state_dict
-from lrunet_jax.weights.stored import StoredModel
+from lrunet_jax.weights.stored_model import StoredModel
 
 TORCH_SUFFIXES = (".pt", ".pth", ".t7")
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, require
 from lrunet_jax.models import create_model
 
@@ -59,7 +59,7 @@ def choose_dataset(stored: StoredModel, dataset: str = "") -> str:
             f"{stored.name} does not say what it was trained on; name the data set "
             "with --dataset"
         )
-    info = describe(name)
+    info = dataset_info(name)
     have = (stored.arguments["num_classes"], stored.channels)
     need = (info.num_classes, info.image_shape[2])
     require(

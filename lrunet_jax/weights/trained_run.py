@@ -6,11 +6,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.runs.checkpoints import read_checkpoint
-from lrunet_jax.weights.stored import StoredModel, abstract_input_stats, require_facts
+from lrunet_jax.weights.stored_model import (
+    StoredModel,
+    abstract_input_stats,
+    require_facts,
+)
 
 
 def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
@@ -30,7 +34,7 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
     averages = state.pop("ema", {})
     stored = StoredModel(
         arguments=_arguments(config),
-        channels=describe(config["dataset"]).image_shape[2],
+        channels=dataset_info(config["dataset"]).image_shape[2],
         variables=state | averages,
         counters=step,
         name=workdir.name,
@@ -46,13 +50,13 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
-    classes = describe(config["dataset"]).num_classes
+    classes = dataset_info(config["dataset"]).num_classes
     return config["model"] | {"num_classes": classes}
 
 
 def _wanted_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of a training state that make a network, as abstract arrays."""
-    channels = describe(config["dataset"]).image_shape[2]
+    channels = dataset_info(config["dataset"]).image_shape[2]
     learned = abstract_variables(create_model(**_arguments(config)), channels)
     fields: dict[str, Any] = {"epoch": jax.ShapeDtypeStruct((), np.int32)}
     if config["normalise"]:

@@ -15,13 +15,13 @@ from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.runs.checkpoints import require_same_leaves
 from lrunet_jax.weights import published
 from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
-from lrunet_jax.weights.run import open_run
-from lrunet_jax.weights.stored import StoredModel
+from lrunet_jax.weights.stored_model import StoredModel
 from lrunet_jax.weights.torch_file import (
     TORCH_SUFFIXES,
     open_torch_file,
     save_torch_file,
 )
+from lrunet_jax.weights.trained_run import open_run
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, Any]:

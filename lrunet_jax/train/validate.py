@@ -3,7 +3,7 @@
 import ml_collections
 
 from lrunet_jax import ops
-from lrunet_jax.data import describe
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import require, require_known
 from lrunet_jax.runs.config import flatten
 
@@ -20,8 +20,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
       InputError: that names the first value that is not allowed.
     """
     values = dict(flatten(config))
-    describe(config.dataset)
-    ops.lowering(config.lowering)
+    dataset_info(config.dataset)
+    ops.resolve(config.lowering)
     require_known("matmul_precision", config.matmul_precision, PRECISIONS)
     require_known("dtype", config.dtype, DTYPES)
     for field in ("batch_size", "epochs", "eval_every", "augment.size"):

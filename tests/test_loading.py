@@ -19,8 +19,8 @@ from configs import digits
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.loop import train_and_evaluate
 from lrunet_jax.weights import torch_format
-from lrunet_jax.weights.storage import open_model, save_model
-from lrunet_jax.weights.stored import choose_dataset
+from lrunet_jax.weights.loading import open_model, save_model
+from lrunet_jax.weights.stored_model import choose_dataset
 from lrunet_jax.weights.torch_models import create_torch_model
 
 
@@ -244,6 +244,13 @@ def test_a_directory_of_a_later_format_is_named_with_what_is_new_in_it(lru1, tmp
     with pytest.raises(InputError, match=r"can't be read: .*format 2, of 1 known") as e:
         open_model(tmp_path / "a")
     assert "unknown fields 'classes', 'seed'" in str(e.value)
+
+
+def test_a_directory_s_parents_are_made(lru1, tmp_path):
+    stored = open_model(lru1)
+    save_model(stored, str(tmp_path / "new" / "sub" / "a"))
+    assert open_model(tmp_path / "new" / "sub" / "a").name == stored.name
+    assert [path.name for path in (tmp_path / "new" / "sub").iterdir()] == ["a"]
 
 
 def test_what_a_directory_is_made_of_appears_whole_or_not_at_all(
