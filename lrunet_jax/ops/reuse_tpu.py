@@ -26,7 +26,8 @@ Arrays = tuple[jax.Array, jax.Array]  # x and its order
 def begin(x: jax.Array) -> Arrays:
     """Adds to x (C, H, W, B) the order that one shuffle turns into 0, 1, 2, ..."""
     places = np.arange(len(x), dtype=np.int32)
-    return x, jnp.asarray(places // 2 + len(x) // 2 * (places % 2 == 0))
+    half = np.where(places % 2, 0, len(x) // 2).astype(np.int32)
+    return x, jnp.asarray(places // 2 + half)
 
 
 def iterate(
