@@ -13,6 +13,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from lrunet_jax import train_and_evaluate
 from lrunet_jax.cli import parse_flags, run
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -37,8 +38,6 @@ def main() -> None:
     parse_flags(sys.argv, default_config=str(configs / "digits.py"))
     if not COMPILATION_CACHE.value:
         jax.config.update("jax_enable_compilation_cache", False)
-    from lrunet_jax import train_and_evaluate  # once the flags are good
-
     config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
     train_and_evaluate(config, workdir, DATA_DIR.value)
