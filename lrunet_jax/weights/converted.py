@@ -20,13 +20,10 @@ from lrunet_jax.weights.stored_model import (
 
 FORMAT = 1  # of the directory; 0, without a number, was before the first release
 
-_VARIABLES = "variables"
-_FACTS = "model"
-
 
 def is_converted(directory: epath.Path) -> bool:
     """Tells whether a directory looks like one that `save_converted` has written."""
-    return (directory / _FACTS).exists()
+    return (directory / "model").exists()
 
 
 def open_converted(directory: epath.Path) -> StoredModel:
@@ -37,20 +34,17 @@ def open_converted(directory: epath.Path) -> StoredModel:
     """
     try:
         with _checkpointer() as checkpointer:
-            facts = checkpointer.restore(
-                directory, args=_only(_FACTS, ocp.args.JsonRestore())
-            )
-            stored = _stored_model(facts[_FACTS])
+            only = ocp.args.Composite(model=ocp.args.JsonRestore())
+            stored = _stored_model(checkpointer.restore(directory, args=only)["model"])
             require_facts(stored)
             expected = abstract_variables(stored.create_model(), stored.channels)
-            with ocp.StandardCheckpointer() as standard:
-                found = standard.metadata(directory / _VARIABLES).item_metadata
-            if "input_stats" in found.tree:
+            found = checkpointer.metadata(directory).item_metadata["variables"].tree
+            if "input_stats" in found:
                 stats = {"input_stats": abstract_input_stats(stored.channels)}
                 expected = expected | stats  # a copy: it is cached
-            require_same_leaves(expected, found.tree)
-            only = _only(_VARIABLES, ocp.args.StandardRestore())
-            variables = checkpointer.restore(directory, args=only)[_VARIABLES]
+            require_same_leaves(expected, found)
+            only = ocp.args.Composite(variables=ocp.args.StandardRestore())
+            variables = checkpointer.restore(directory, args=only)["variables"]
     except Exception as error:  # Orbax has many names for damage
         raise InputError(f"{directory} can't be read: {in_one_line(error)}") from None
     return stored._replace(variables=variables)
@@ -64,10 +58,8 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
     """
     facts = {"format": FORMAT, **stored._asdict()}
     items = ocp.args.Composite(
-        **{
-            _VARIABLES: ocp.args.StandardSave(facts.pop("variables")),
-            _FACTS: ocp.args.JsonSave(facts),
-        }
+        variables=ocp.args.StandardSave(facts.pop("variables")),
+        model=ocp.args.JsonSave(facts),
     )
     part = None
     try:
@@ -103,8 +95,7 @@ def _stored_model(facts: dict[str, Any]) -> StoredModel:
 
 
 def _checkpointer():
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-
-
-def _only(item, arguments):
-    return ocp.args.Composite(**{item: arguments})
+    handler = ocp.CompositeCheckpointHandler(
+        variables=ocp.StandardCheckpointHandler(), model=ocp.JsonCheckpointHandler()
+    )
+    return ocp.Checkpointer(handler)
