@@ -83,7 +83,8 @@ def parse_flags(argv: Sequence[str], default_config: str) -> None:
         field = re.search(r"\w+", str(error))
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f" (did you mean {near[1]!r}?)" if near else ""
-        raise InputError(f"config has no field {field and field[0]!r}{hint}") from None
+        name = _dotted(field[0], argv) if field else str(error)
+        raise InputError(f"config has no field {name!r}{hint}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
 
@@ -139,6 +140,13 @@ def _bad_value(message):
     for name in match[1].split("."):
         value = value[name]
     return f"{match[1]} is {match[2]!r}; it must be of type {type(value).__name__}"
+
+
+def _dotted(field, argv):
+    """The name of a config's field as it was given: `model.field`."""
+    pattern = rf"--?config\.((?:\w+\.)*{field})(?:=|$)"
+    found = filter(None, (re.match(pattern, argument) for argument in argv))
+    return next((match[1] for match in found), field)
 
 
 def _last_line(message):

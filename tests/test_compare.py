@@ -47,6 +47,13 @@ def test_pytorch_beside_it(shared):
     assert table.count("\n") == 4
 
 
+def test_an_unknown_data_set_is_refused(shared):
+    path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    result = command("compare", path, "--dataset=nonsense")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: dataset is 'nonsense'; known are cifar10")
+
+
 def test_a_mistake_gets_one_line(shared):
     path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
     result = command("compare", path, "nothing", f"--data_dir={shared / 'tfds'}")

@@ -33,6 +33,19 @@ def test_contexts_nest_and_end():
     assert ops.resolve() == "cpu"
 
 
+def test_a_context_that_is_kept_does_not_outlive_its_end():
+    kept = ops.lowering("tpu")
+    with kept:
+        assert ops.resolve() == "tpu"
+    assert ops.resolve() == "cpu"
+
+    @ops.lowering("xla")
+    def inside():
+        return ops.resolve()
+
+    assert [inside(), inside(), ops.resolve()] == ["xla", "xla", "cpu"]
+
+
 @pytest.mark.parametrize("name", ["fast", "mapped", "", "CPU"])
 def test_a_wrong_name_is_refused_where_it_is_given(name):
     with pytest.raises(InputError, match="known are auto, cpu, tpu, xla"):

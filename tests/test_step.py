@@ -60,6 +60,9 @@ def test_the_learning_rate_follows_the_epochs_done_with_their_fraction():
     ):
         np.testing.assert_allclose(value, old - 4.25, rtol=1e-6)
     assert not state.epoch_is_done()
+    # Seen twice, after a change of the batch size, images do not begin another epoch.
+    over = state.replace(metrics=metrics.replace(count=jnp.asarray(130)))
+    np.testing.assert_allclose(over.epochs_done(), 3.99, rtol=1e-6)
     assert state.replace(
         metrics=metrics.replace(count=jnp.asarray(100))
     ).epoch_is_done()

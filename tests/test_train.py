@@ -7,6 +7,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+from configs import digits
+from lrunet_jax import train_and_evaluate
+from lrunet_jax.errors import InputError
+from lrunet_jax.runs.config import flatten
+from lrunet_jax.train.validate import FIELDS
+
 
 def train(*flags, **kwargs):
     return subprocess.run(
@@ -31,6 +37,9 @@ def train(*flags, **kwargs):
         (["--config.mixup=-0.2"], "mixup is -0.2"),
         (["--config.init_from=nowhere.t7"], "path is 'nowhere.t7'"),
         (["--config.model.layer_ruse=3"], "did you mean 'layer_reuse'"),
+        (["--config.model.lowering=cpu"], "config has no field 'model.lowering'"),
+        (["--config.lowering=mapped"], "lowering is 'mapped'; known are auto, cpu"),
+        (["--config.seed=99999999999999999999"], "seed is 99999999999999999999"),
         (["--config.batch_size=many"], "batch_size is 'many'; it must be of type int"),
         (["--config.augment.flip=maybe"], "augment.flip is 'maybe'"),
         (["--config.dataset=cifar11"], "did you mean 'cifar10'"),
@@ -56,6 +65,43 @@ def test_a_mistake_gets_one_line_and_status_2(flags, message, tmp_path):
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", b""),
+        ("config.json", b"[1]"),
+        ("config.json", b"\xff\x00"),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b'{"model": {"lowering": ["a"]}}'),
+        ("metrics.jsonl", b"hello"),
+        ("metrics.jsonl", b"\xff\x00"),
+        ("metrics.jsonl", b"[1]"),
+        ("metrics.jsonl", b'{"epoch": 1}'),
+        ("metrics.jsonl", b'{"step": "a"}'),
+    ],
+)
+def test_a_workdir_edited_by_hand_gets_one_line_and_stays(name, text, tmp_path):
+    (tmp_path / name).write_bytes(text)
+    config = digits.get_config()
+    config.model.update(layer_reuse=1, width_mult=0.125)
+    with pytest.raises(InputError) as error:
+        train_and_evaluate(config, str(tmp_path))
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert (tmp_path / name).read_bytes() == text
+
+
+def test_a_field_that_is_missing_is_named(tmp_path):
+    config = digits.get_config()
+    assert {name for name, _ in flatten(config) if "model." not in name} | {
+        "model.name"
+    } == FIELDS
+    del config.lowering
+    with pytest.raises(InputError, match="config has no field 'lowering'; configs"):
+        train_and_evaluate(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):

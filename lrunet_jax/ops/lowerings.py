@@ -48,7 +48,13 @@ def lowering(name: str) -> contextlib.AbstractContextManager[None]:
       InputError: for a name that is neither `auto` nor one of `LOWERINGS`.
     """
     require_known("lowering", name, _CHOICES)
-    return _context(name)
+    return _entered(name)
+
+
+@contextlib.contextmanager
+def _entered(name):
+    with _context(name):  # JAX's own would forget its way out if entered twice
+        yield
 
 
 def resolve(name: str | None = None) -> str:

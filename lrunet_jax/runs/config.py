@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from lrunet_jax.errors import InputError
+from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.files import write_whole
 from lrunet_jax.runs.earlier import translate
 
@@ -24,12 +24,19 @@ def read_config(workdir: epath.Path) -> dict[str, Any]:
     """Reads `config.json`.
 
     Raises:
-      OSError: if it is not there, or can't be read.
-      ValueError: if it is no JSON object.
+      OSError: if it is not there, or the disk can't be read.
+      InputError: if it holds no JSON object.
     """
-    config = json.loads((workdir / "config.json").read_text())
-    if not isinstance(config, dict):
-        raise ValueError(f"config.json holds a {type(config).__name__}, no object")
+    text = (workdir / "config.json").read_bytes()
+    try:
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise TypeError(f"a {type(config).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:  # JSON has many ways
+        raise InputError(
+            f"config.json in {workdir} can't be read ({in_one_line(error)}); it must "
+            "be the JSON object that train.py wrote"
+        ) from None
     return translate(config)
 
 

@@ -20,7 +20,7 @@ def translate(stored: dict[str, Any]) -> dict[str, Any]:
     """
     if isinstance(model := stored.get("model"), dict) and "lowering" in model:
         name = model["lowering"]
-        stored = {"lowering": _LOWERINGS.get(name, name), **stored}
+        stored = {"lowering": _LOWERINGS.get(str(name), name), **stored}
     for field in ("model", "arguments"):
         if isinstance(fields := stored.get(field), dict):
             gone = ("lowering", "unroll")

@@ -6,6 +6,7 @@ from typing import Any
 
 from etils import epath
 
+from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.files import write_whole
 
 Line = dict[str, Any]  # an epoch in the record, see `Record`
@@ -23,11 +24,21 @@ class Record:
     """
 
     def __init__(self, workdir: epath.Path, step: int):
-        """Opens the record in `workdir` and keeps the lines up to `step`."""
+        """Opens the record in `workdir` and keeps the lines up to `step`.
+
+        Raises:
+          InputError: if what is there is no record.
+        """
         from tensorboardX import SummaryWriter  # slow to import, for those who train
 
         self._path = workdir / "metrics.jsonl"
-        self.lines = [line for line in read_lines(workdir) if line["step"] <= step]
+        try:
+            self.lines = [line for line in read_lines(workdir) if line["step"] <= step]
+        except (ValueError, TypeError, LookupError) as error:  # JSON has many ways
+            raise InputError(
+                f"{self._path} can't be read ({in_one_line(error)}); it must hold the "
+                "lines that train.py wrote"
+            ) from None
         self._write()
         self._events = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None

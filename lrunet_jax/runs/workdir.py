@@ -34,9 +34,7 @@ class Workdir:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "writable", "")
             (self.path / "writable").unlink()
-        except InputError:
-            raise
-        except (OSError, ValueError) as error:  # of the disk; of config.json
+        except OSError as error:
             raise InputError(
                 f"workdir is {workdir!r}, which can't be used: {error}; it must be a "
                 "directory that can be written"

@@ -37,7 +37,8 @@ def train_and_evaluate(
 
     Batches, augmentation and dropout follow from the seed and the step: on CPU, a run
     that was stopped and resumed ends in the same bits as one that was not. SIGTERM
-    and SIGINT stop it after a checkpoint.
+    and SIGINT stop it after a checkpoint. The lowering and the matmul precision are the
+    config's, not those of a context around the call.
 
     Args:
       config: as `configs/default.py` documents it.

@@ -84,8 +84,10 @@ class TrainState(train_state.TrainState):
     num_images: int = struct.field(pytree_node=False)
 
     def epochs_done(self) -> jax.Array:
-        """The epochs done, with the fraction of the one in progress."""
-        return self.epoch + self.metrics.count / self.num_images
+        """The epochs done, with the fraction of the one in progress, below 1."""
+        # Images are seen twice where a run goes on, within an epoch, in larger batches.
+        seen = jnp.minimum(self.metrics.count, self.num_images - 1)
+        return self.epoch + seen / self.num_images
 
     def epoch_is_done(self) -> bool:
         """Tells whether all images of the epoch in progress have been seen."""

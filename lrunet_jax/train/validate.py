@@ -4,11 +4,19 @@ import ml_collections
 
 from lrunet_jax import ops
 from lrunet_jax.data import dataset_info
-from lrunet_jax.errors import require, require_known
+from lrunet_jax.errors import InputError, require, require_known
 from lrunet_jax.runs.config import flatten
 
 PRECISIONS = ("default", "high", "highest")
 DTYPES = ("bfloat16", "float32")
+FIELDS = {
+    *("model.name", "dataset", "batch_size", "epochs", "seed", "dtype", "init_from"),
+    *("augment.size", "augment.padding", "augment.rotation", "augment.flip"),
+    *("learning_rate", "momentum", "nesterov", "weight_decay", "decay_of"),
+    *("schedule", "decay_epochs", "decay_factor", "warmup_epochs"),
+    *("normalise", "label_smoothing", "mixup", "ema_decay"),
+    *("matmul_precision", "lowering", "eval_every", "checkpoint_minutes"),
+}
 
 
 def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
@@ -20,6 +28,11 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
       InputError: that names the first value that is not allowed.
     """
     values = dict(flatten(config))
+    if missing := FIELDS - values.keys():
+        raise InputError(
+            f"config has no field {', '.join(map(repr, sorted(missing)))}; "
+            "configs/default.py documents all fields"
+        )
     dataset_info(config.dataset)
     ops.resolve(config.lowering)
     require_known("matmul_precision", config.matmul_precision, PRECISIONS)
@@ -38,6 +51,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         "mixup",
     ):
         require(values[field] >= 0, field, values[field], "0 or more")
+    require(config.seed < 1 << 63, "seed", config.seed, "less than 2 to the 63rd")
     require(
         all(
             isinstance(epoch, int | float) and epoch >= 0

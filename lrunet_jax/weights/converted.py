@@ -81,17 +81,19 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
 
 def _stored_model(facts: dict[str, Any]) -> StoredModel:
     """The network, still without variables; a ValueError names what is not known."""
-    facts = translate(facts)
+    facts = dict(facts)
     version = facts.pop("format", 0)
     if type(version) is not int or version < 0:
         raise ValueError(f"format is {version!r:.90}")
-    unknown = ", ".join(map(repr, sorted(facts.keys() - set(StoredModel._fields))))
-    fields = f"unknown fields {unknown}" if unknown else "no unknown fields"
+    known = set(StoredModel._fields) - {"variables"}
+    names = ", ".join(map(repr, sorted(facts.keys() - known)))
+    unknown = f"unknown fields {names}" if names else ""
     if version > FORMAT:
-        raise ValueError(f"format {version}, of {FORMAT} known here, with {fields}")
+        reason = f"format is {version}, and only {FORMAT} is known here"
+        raise ValueError(f"{reason}; {unknown}" if unknown else reason)
     if unknown:
-        raise ValueError(fields)
-    return StoredModel(variables={}, **facts)
+        raise ValueError(unknown)
+    return StoredModel(variables={}, **translate(facts))
 
 
 def _checkpointer():

@@ -82,7 +82,7 @@ def require_facts(stored: StoredModel) -> None:
     counters, accuracy = stored.counters, stored.accuracy
     sound = {
         "arguments": isinstance(stored.arguments, dict),
-        "channels": is_count(stored.channels),
+        "channels": is_count(stored.channels) and stored.channels > 0,
         "counters": is_count(counters)
         or (isinstance(counters, dict) and all(map(is_count, counters.values()))),
         "name": isinstance(stored.name, str),
