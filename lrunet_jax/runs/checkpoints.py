@@ -83,9 +83,9 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 config = _restore_config(self._manager, step)
+                stored = _metadata(self._manager, step)
                 target = array_fields(state)
-                require_same_leaves(target, _stored_tree(self._manager, step))
-                fields = _restore_fields(self._manager, step, target)
+                fields = _restore_fields(self._manager, step, stored, target)
             except Exception as error:  # Orbax has many names for damage
                 damaged.append(step)
                 print(f"checkpoint {step} can't be read: {in_one_line(error)}")
@@ -150,7 +150,9 @@ def read_checkpoint(
             allowed = f"one of those in {directory}: {steps}"
             require(step in steps, "step", step, allowed)
             config = _restore_config(manager, step)
-            state = _restore_fields(manager, step, wanted_fields(config))
+            stored, wanted = _metadata(manager, step), wanted_fields(config)
+            stored = {name: stored.get(name, {}) for name in wanted}
+            state = _restore_fields(manager, step, stored, wanted)
             metrics = manager.metrics(step) or {}
     except InputError:
         raise
@@ -205,14 +207,15 @@ def _restore_config(manager, step):
     return translate(manager.restore(step, args=only)["config"])
 
 
-def _stored_tree(manager, step):
-    return translate(manager.item_metadata(step)["state"].tree)
+def _metadata(manager, step):
+    return manager.item_metadata(step)["state"].tree
 
 
-def _restore_fields(manager, step, target):
-    """The fields of `target`: in its shardings, where it has any, else in NumPy."""
-    stored = manager.item_metadata(step)["state"].tree
-    stored = {name: stored.get(name, {}) for name in target}
+def _restore_fields(manager, step, stored, target):
+    """The fields of `target`: in its shardings, where it has any, else in NumPy.
+
+    `stored` is the metadata of those to read, and must be of the same leaves.
+    """
     require_same_leaves(target, translate(stored))
     wanted = _by_name(target)
 
