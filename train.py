@@ -11,16 +11,10 @@ import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from lrunet_jax import train_and_evaluate
 from lrunet_jax.cli import parse_flags, run
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    help_string="FILE.py or FILE.py:ARGUMENT, by default configs/digits.py; "
-    "--config.FIELD=VALUE overrides.",
-)
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; by default runs/DATASET-MODEL."
 )
@@ -35,10 +29,9 @@ COMPILATION_CACHE = flags.DEFINE_bool(
 def main() -> None:
     """Runs what the flags say."""
     configs = pathlib.Path(__file__).with_name("configs")
-    parse_flags(sys.argv, default_config=str(configs / "digits.py"))
+    config = parse_flags(sys.argv, default_config=str(configs / "digits.py"))
     if not COMPILATION_CACHE.value:
         jax.config.update("jax_enable_compilation_cache", False)
-    config = CONFIG.value
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
     train_and_evaluate(config, workdir, DATA_DIR.value)
 

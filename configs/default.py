@@ -74,7 +74,8 @@ def paper() -> ml_collections.ConfigDict:
     config.weight_decay = 5e-4
     config.decay_of = "all"  # parameters; or kernels: neither biases nor norms
     # piecewise: times decay_factor at the start of each of decay_epochs.
-    # cosine: up from 0 during warmup_epochs, then down to 0 at the end of epochs.
+    # cosine: up from 0 during warmup_epochs, then down to 0 at the end of epochs. A
+    # warm-up that is not shorter than the run becomes a tenth of it.
     config.schedule = "piecewise"
     config.decay_epochs = (200, 250)
     config.decay_factor = 0.1

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-import platformdirs
 from absl import app, flags, logging
 from flax import linen as nn
+from ml_collections import ConfigDict, config_flags
 
 from lrunet_jax.errors import DivergedError, InputError
 from lrunet_jax.models import create_model, model_fields
+from lrunet_jax.programs import keep_compiled_programs
+
+flags.disclaim_key_flags()  # help lists --config among those of the command
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,7 +26,7 @@ def run(main: Callable[[], None]) -> None:
     The latter two end with one line on standard error.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
-    _keep_compiled_programs()
+    keep_compiled_programs()
     sys.unraisablehook = _report_unraisable
     try:
         main()
@@ -37,13 +39,6 @@ def run(main: Callable[[], None]) -> None:
         _fail(error, status=1)
 
 
-def _keep_compiled_programs() -> None:
-    """Caches compiled programs for the user, unless JAX's variables say otherwise."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-
-
 def _report_unraisable(unraisable: Any) -> None:
     # Where a checkpoint is damaged, Orbax gives up at the first array; TensorStore goes
     # on reading the others, and calls back for each into an event loop that is closed.
@@ -53,27 +48,39 @@ def _report_unraisable(unraisable: Any) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def parse_flags(argv: Sequence[str], default_config: str) -> None:
-    """Parses absl flags, among them a `config` of ml_collections.
+def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
+    """Parses absl flags, and beside them `--config` and `--config.FIELD=VALUE`.
 
     Args:
       argv: the command's name and its arguments.
-      default_config: the file to use without --config. The flag itself must have no
-        default: ml_collections would load it, and fail, while the flag is defined.
+      default_config: the file to use without --config.
+
+    Returns:
+      The config.
 
     Raises:
       InputError: for a bad flag or a bad value of the config.
     """
     app.define_help_flags()
-    if not any(re.match("--?config(=|$)", argument) for argument in argv):
-        argv = [argv[0], f"--config={default_config}", *argv[1:]]
     try:
+        argv = [argv[0], *_with_one_config(argv[1:], default_config)]
+        # Not before: ml_collections reads the arguments while the flag is defined.
+        config = config_flags.DEFINE_config_file(
+            "config",
+            help_string="FILE.py or FILE.py:ARGUMENT, by default configs/digits.py; "
+            "--config.FIELD=VALUE overrides.",
+            sys_argv=argv,
+        )
         _, *rest = flags.FLAGS(argv)
-        flags.FLAGS.config.keys()  # a file that isn't there is noticed here
+        config.value.keys()  # a file that isn't there is noticed here
+    except SystemExit:  # absl has printed the help, and takes that for a failure
+        sys.exit(0)
     except flags.IllegalFlagValueError as error:
         raise InputError(_bad_value(str(error))) from None
     except flags.Error as error:
-        raise InputError(str(error)) from None
+        raise InputError(str(error).removeprefix("ERROR:: ")) from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile can't be read: {error}") from None
     except OSError as error:
         path = re.search(r"No such file or directory: '(.*)'", str(error))
         reason = f"there is no file {path[1]}" if path else _last_line(str(error))
@@ -87,6 +94,33 @@ def parse_flags(argv: Sequence[str], default_config: str) -> None:
         raise InputError(f"config has no field {name!r}{hint}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
+    return config.value
+
+
+def _with_one_config(arguments, default_config):
+    """The arguments, those in flagfiles too, with one --config, which comes first.
+
+    Of several the last one holds, and the command line's before those in flagfiles.
+    """
+    given, arguments = _without_config(arguments)
+    arguments = flags.FLAGS.read_flags_from_files(arguments)
+    in_files, arguments = _without_config(arguments)
+    *_, chosen = [default_config, *in_files, *given]
+    return [f"--config={chosen}", *arguments]
+
+
+def _without_config(arguments):
+    """The values of --config among the arguments, and the other arguments."""
+    values, others = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if re.match("--?config=", argument):
+            values.append(argument.partition("=")[2])
+        elif re.match("--?config$", argument):
+            values.append(next(rest, ""))
+        else:
+            others.append(argument)
+    return values, others
 
 
 def add_model_fields(parser: argparse.ArgumentParser, model: str) -> None:

@@ -16,6 +16,7 @@ import lrunet_jax
 ORDER = [
     "errors",
     "files",
+    "programs",
     "ops",
     "models",
     "data",

@@ -60,18 +60,35 @@ def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:
       images: (B, H, W, channels) in [0, 1].
 
     Raises:
-      InputError: for images of integers; `data.to_float` converts them.
+      InputError: for images of integers, which `data.to_float` converts, and of another
+        shape than the network takes.
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise InputError(
             f"images are {images.dtype}; they must be floats in [0, 1], like "
             "pixels / 255"
         )
+    require_image_shape(images.shape, "channels")
     if model.has_variable("input_stats", "mean"):
         mean: jax.Array = model.get_variable("input_stats", "mean")
+        require_image_shape(images.shape, len(mean))
         std: jax.Array = model.get_variable("input_stats", "std")
         images = ((images - mean) / std).astype(images.dtype)
     return jnp.transpose(images, (3, 1, 2, 0))
+
+
+def require_image_shape(shape: tuple[int, ...], channels: int | str) -> None:
+    """Raises an InputError unless `shape` is (B, H, W, channels).
+
+    Args:
+      shape: of images.
+      channels: the number that the network takes, or a word where any will do.
+    """
+    fits = len(shape) == 4 and (isinstance(channels, str) or shape[3] == channels)
+    if not fits:
+        raise InputError(
+            f"images have the shape {shape}; it must be (B, H, W, {channels})"
+        )
 
 
 class KernelLayer(nn.Module):
@@ -86,7 +103,10 @@ class KernelLayer(nn.Module):
 
 
 class Conv(KernelLayer):
-    """Dense 3x3 convolution, padding 1, no bias; `kernel` (3, 3, inputs, channels)."""
+    """Dense 3x3 convolution, padding 1, no bias; `kernel` (3, 3, inputs, channels).
+
+    The first layer of each network, which sees the images.
+    """
 
     channels: int
     stride: int = 1
@@ -95,6 +115,9 @@ class Conv(KernelLayer):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
+        if self.has_variable("params", "kernel"):
+            inputs = self.get_variable("params", "kernel").shape[2]
+            require_image_shape((x.shape[3], *x.shape[1:3], x.shape[0]), inputs)
         shape = (3, 3, x.shape[0], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         return ops.conv(x, kernel, stride=self.stride)

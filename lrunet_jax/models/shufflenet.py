@@ -70,10 +70,12 @@ class ShuffleNet(nn.Module):
         )
         super().__post_init__()
 
+    @nn.nowrap  # `__post_init__` calls it, before there is a module
     def scaled(self, channels: int) -> int:
         """The number of channels at this width, for `channels` at width 1."""
         return int(channels * self.width_mult)
 
+    @nn.nowrap
     def stage_channels(self) -> list[int]:
         """The output channels of each stage."""
         return [self.scaled(channels) for channels in PLANES[self.groups]]

@@ -1,6 +1,7 @@
 """Channel blocks: arrays split along their first axis."""
 
 import jax
+from jax import lax
 
 
 def split(x: jax.Array, count: int) -> jax.Array:
@@ -10,4 +11,4 @@ def split(x: jax.Array, count: int) -> jax.Array:
 
 def merge(x: jax.Array) -> jax.Array:
     """Undoes `split`: (count, C / count, ...) to (C, ...)."""
-    return x.reshape(-1, *x.shape[2:])
+    return lax.collapse(x, 0, 2)

@@ -57,7 +57,7 @@ def _cpu(x, kernel, stride):
 
     out = lax.map(band, jnp.arange(bands))
     height, width = (-(-size // stride) for size in x.shape[1:3])
-    return jnp.swapaxes(out, 0, 1).reshape(-1, height, width, x.shape[3])
+    return jnp.swapaxes(out, 0, 1).reshape(len(matrix), height, width, x.shape[3])
 
 
 def _cpu_forward(x, kernel, stride):
@@ -73,7 +73,7 @@ def _cpu_backward(stride, residuals, grad):
         of_band = lax.dynamic_slice_in_dim(grad, index * rows, rows, 1)
         patches = _patches(padded, index, rows, stride)
         # Two dimensions each: with three, XLA copies both transposed.
-        flat = lambda a: a.reshape(len(a), -1)
+        flat = lambda a: lax.collapse(a, 1)
         return total + flat(patches) @ flat(of_band).T, None
 
     zeros = jnp.zeros((kernel[..., 0].size, len(grad)), dtype)
@@ -89,7 +89,9 @@ _cpu.defvjp(_cpu_forward, _cpu_backward)
 def _bands(x, stride):
     """Pads x; returns it with the number of bands of output rows, and rows in each."""
     height, width = (-(-size // stride) for size in x.shape[1:3])
-    row_bytes = 9 * x.shape[0] * width * x.shape[3] * x.dtype.itemsize
+    # In an exported program the batch may be a symbol; a single row is small enough.
+    batch = x.shape[3] if isinstance(x.shape[3], int) else _BAND_BYTES
+    row_bytes = 9 * x.shape[0] * width * batch * x.dtype.itemsize
     fits = lambda rows: height % rows == 0 and rows * row_bytes <= _BAND_BYTES
     rows = max(filter(fits, range(1, height + 1)), default=1)
     return pad(x), height // rows, rows
@@ -105,7 +107,7 @@ def _patches(padded, band, rows, stride):
         for i in range(3)
         for j in range(3)
     ]
-    return jnp.concatenate(views).reshape(9 * len(padded), -1, padded.shape[3])
+    return lax.collapse(jnp.concatenate(views), 1, 3)
 
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {

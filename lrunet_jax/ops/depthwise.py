@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lrunet_jax.ops.blocks import merge, split
 from lrunet_jax.ops.conv import convolve
 from lrunet_jax.ops.lowerings import choose
 from lrunet_jax.ops.materialise import in_memory
@@ -47,24 +48,27 @@ def _tpu(x, kernel, stride):
     return convolve(x, dense, stride, groups=channels // block)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu(x, kernel, stride):
-    return shifted_sum(x, by_channel(kernel, x.shape[0]), stride)
+    return _cpu_by_channel(x, by_channel(kernel, x.shape[0]), stride)
 
 
-def _cpu_forward(x, kernel, stride):
-    return _cpu(x, kernel, stride), (x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cpu_by_channel(x, kernels, stride):
+    return shifted_sum(x, kernels, stride)
+
+
+def _cpu_forward(x, kernels, stride):
+    return shifted_sum(x, kernels, stride), (x, kernels)
 
 
 def _cpu_backward(stride, residuals, grad):
-    x, kernel = residuals
-    grad = grad.reshape(x.shape[0], -1, *grad.shape[1:])
-    kernels = by_channel(kernel, x.shape[0])
+    x, kernels = residuals
+    grad = split(grad, x.shape[0])
     grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride)
-    return grad_x, by_position(grad_kernels).astype(kernel.dtype)
+    return grad_x, grad_kernels.astype(kernels.dtype)
 
 
-_cpu.defvjp(_cpu_forward, _cpu_backward)
+_cpu_by_channel.defvjp(_cpu_forward, _cpu_backward)
 
 _LOWERINGS: dict[str, Callable[..., jax.Array]] = {
     "cpu": _cpu,
@@ -89,7 +93,7 @@ def by_position(kernels: jax.Array) -> jax.Array:
 def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
     """Convolves x (C, H, W, B) with kernels (C, M, 3, 3) to (C * M, H, W, B)."""
     total = _weighted_sum(windows(in_memory(pad(x[:, None])), stride), kernels)
-    return total.reshape(-1, *total.shape[2:]).astype(x.dtype)
+    return merge(total).astype(x.dtype)
 
 
 def shifted_sum_gradients(

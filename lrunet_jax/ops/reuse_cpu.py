@@ -135,7 +135,7 @@ def _backward(residuals, gradients):
         # Pointwise and first norm.
         # The sum of grad_z is 0, so y need not be centred. Two dimensions each, as with
         # four XLA copies y transposed, and the larger factor first, as in `pointwise`.
-        grad_folded = y.reshape(len(y), -1) @ grad_z.reshape(len(grad_z), -1).T
+        grad_folded = lax.collapse(y, 1) @ lax.collapse(grad_z, 1).T
         grad_pw = (grad_folded * (w.dw_norm.scale * dw_rsqrt)[:, None]).T
         grad_dw_scale = jnp.sum(grad_folded * w.pw.T, axis=1) * dw_rsqrt
         along_y = w.dw_norm.scale * jnp.square(dw_rsqrt) * grad_dw_scale / x[0].size

@@ -1,5 +1,6 @@
 """Checkpoints of a run: the two latest and the best, written in the background."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -142,7 +144,7 @@ def read_checkpoint(
       InputError: if it is not there, can't be read, or its arrays are others.
     """
     try:
-        with _manager(directory, read_only=True) as manager:
+        with _quiet_manager(directory, read_only=True) as manager:
             steps = sorted(manager.all_steps())
             if step is None:
                 best = manager.best_step()
@@ -200,6 +202,19 @@ def _manager(directory, **options):
         options=ocp.CheckpointManagerOptions(best_fn=accuracy_of, **options),
         handler_registry=items,
     )
+
+
+@contextlib.contextmanager
+def _quiet_manager(directory, **options):
+    """A manager that does not warn of what it has been asked for, to read only."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        manager = _manager(directory, **options)
+    finally:
+        logging.set_verbosity(verbosity)
+    with manager:
+        yield manager
 
 
 def _restore_config(manager, step):

@@ -8,6 +8,7 @@ import ml_collections
 from lrunet_jax import data, ops
 from lrunet_jax.errors import DivergedError, require
 from lrunet_jax.models import create_model
+from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.curves import plot_run
 from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.devices import data_shardings, make_mesh
@@ -38,7 +39,8 @@ def train_and_evaluate(
     Batches, augmentation and dropout follow from the seed and the step: on CPU, a run
     that was stopped and resumed ends in the same bits as one that was not. SIGTERM
     and SIGINT stop it after a checkpoint. The lowering and the matmul precision are the
-    config's, not those of a context around the call.
+    config's, not those of a context around the call. Compiled programs are kept in the
+    user's cache, see `keep_compiled_programs`.
 
     Args:
       config: as `configs/default.py` documents it.
@@ -53,6 +55,7 @@ def train_and_evaluate(
       InputError: for a bad value, before anything in `workdir` is overwritten.
       DivergedError: when the loss or the weights are not finite any more.
     """
+    keep_compiled_programs()
     validate(config, jax.device_count())
     dataset = data.dataset_info(config.dataset, data_dir)
     model = create_model(num_classes=dataset.num_classes, **config.model)
@@ -62,7 +65,7 @@ def train_and_evaluate(
         epochs=config.epochs,
         decay_epochs=config.decay_epochs,
         decay_factor=config.decay_factor,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=_warmup_within(config),
     )
     tx = create_optimizer(
         schedule,
@@ -137,6 +140,18 @@ def train_and_evaluate(
     return state
 
 
+def _warmup_within(config):
+    """The epochs of warm-up: a tenth of a run that is not longer than they are."""
+    warmup, epochs = config.warmup_epochs, config.epochs
+    if config.schedule != "cosine" or warmup < epochs:
+        return warmup
+    print(
+        f"warm-up  {epochs / 10:g} epochs: warmup_epochs is {warmup:g}, and no shorter "
+        f"than the run of {epochs}"
+    )
+    return epochs / 10
+
+
 def _load_data(dataset, data_dir, augment):
     """The training and the test set, whose images the augmentation can crop."""
     train_set = data.load_split(dataset, "train", data_dir)
@@ -165,7 +180,7 @@ def _resumed_or_pretrained(fresh, run, model, init_from):
     if (restored := run.restore(fresh)) is not None:
         print_resumed(*restored)
         return restored[0]
-    if not init_from:
+    if not init_from or init_from == "None":  # as a flag says it
         return fresh
     weights = weights_for(model, fresh.learned(), init_from)
     return fresh.begin_with(jax.device_put(weights, fresh.step.sharding))

@@ -69,9 +69,3 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         config.batch_size,
         f"a multiple of the {num_devices} devices",
     )
-    require(
-        config.warmup_epochs < config.epochs,
-        "warmup_epochs",
-        config.warmup_epochs,
-        f"less than the {config.epochs} epochs",
-    )

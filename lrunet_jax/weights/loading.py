@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.checkpoints import require_same_leaves
 from lrunet_jax.weights import published
 from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
@@ -26,6 +27,8 @@ from lrunet_jax.weights.trained_run import open_run
 
 def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, Any]:
     """A trained network and its variables.
+
+    What is compiled from then on is kept, see `keep_compiled_programs`.
 
         model, variables = lrunet_jax.load("cifar10-lru14-ckpt-08934.t7")
         logits = model.apply(variables, images, train=False)
@@ -43,6 +46,7 @@ def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, A
     Raises:
       InputError: if there is no such network, or it can't be read.
     """
+    keep_compiled_programs()
     stored = open_model(path, step)
     return stored.create_model(), jax.tree.map(jnp.asarray, stored.variables)
 

@@ -1,0 +1,15 @@
+"""Compiled programs, kept from one process to the next."""
+
+import jax
+import platformdirs
+
+
+def keep_compiled_programs() -> None:
+    """Makes JAX keep compiled programs in the user's cache.
+
+    A directory that JAX has been given already, by `JAX_COMPILATION_CACHE_DIR` or
+    `jax.config`, stays; `JAX_ENABLE_COMPILATION_CACHE=false` turns all of it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(directory))
