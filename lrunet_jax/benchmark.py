@@ -69,9 +69,8 @@ def benchmark(
       `step_seconds`, `inference_seconds` of a batch and `single_seconds` of one image
       as medians, each with its 25 and 75 % quantiles (`step_quartiles`);
       `compile_seconds` and `temp_bytes` of the training step's program. With PyTorch
-      also its medians (`torch_step_seconds`), the ratio of the medians, PyTorch's over
-      ours (`step_ratio`), and the quartiles of the rounds' ratios
-      (`step_ratio_quartiles`).
+      also its medians (`torch_step_seconds`), and the median of the rounds' ratios,
+      PyTorch's over ours (`step_ratio`), with their quantiles (`step_ratio_quartiles`).
     """
     split = random_split(model, batch_size, image_shape)
     ours, variables, figures = our_workload(model, split, dtype)
@@ -86,9 +85,8 @@ def benchmark(
         figures[f"{name}_quartiles"] = _quartiles(mine)
         for theirs in others:
             ratios = [b / a for a, b in zip(mine, theirs, strict=True)]
-            seconds = statistics.median(theirs)
-            figures[f"torch_{name}_seconds"] = seconds
-            figures[f"{name}_ratio"] = seconds / figures[f"{name}_seconds"]
+            figures[f"torch_{name}_seconds"] = statistics.median(theirs)
+            figures[f"{name}_ratio"] = statistics.median(ratios)
             figures[f"{name}_ratio_quartiles"] = _quartiles(ratios)
     return figures
 
@@ -148,6 +146,7 @@ def main() -> None:
         platform = jax.default_backend()
         require(platform == "cpu", "platform", platform, "cpu, to compare with --torch")
         require(args.dtype == "float32", "dtype", args.dtype, "float32 with --torch")
+        require(args.rounds >= 5, "rounds", args.rounds, "at least 5 with --torch")
 
     lowering = ops.resolve(args.lowering)
     device = jax.devices()[0]

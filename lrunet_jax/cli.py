@@ -105,7 +105,7 @@ def _with_one_config(arguments, default_config):
     given, arguments = _without_config(arguments)
     arguments = flags.FLAGS.read_flags_from_files(arguments)
     in_files, arguments = _without_config(arguments)
-    *_, chosen = [default_config, *in_files, *given]
+    chosen = [default_config, *in_files, *given][-1]
     return [f"--config={chosen}", *arguments]
 
 

@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "files",
     "programs",
+    "verbosity",
     "ops",
     "models",
     "data",

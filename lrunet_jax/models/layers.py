@@ -116,7 +116,7 @@ class Conv(KernelLayer):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         if self.has_variable("params", "kernel"):
-            inputs = self.get_variable("params", "kernel").shape[2]
+            inputs: int = self.get_variable("params", "kernel").shape[2]
             require_image_shape((x.shape[3], *x.shape[1:3], x.shape[0]), inputs)
         shape = (3, 3, x.shape[0], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)

@@ -1,6 +1,5 @@
 """Checkpoints of a run: the two latest and the best, written in the background."""
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -9,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.runs.earlier import translate
 from lrunet_jax.runs.record import accuracy_of
+from lrunet_jax.verbosity import only_errors
 
 
 class Checkpoints:
@@ -123,6 +122,7 @@ class Checkpoints:
         self._manager.close()
 
 
+@only_errors()
 def read_checkpoint(
     directory: epath.Path,
     step: int | None,
@@ -144,7 +144,7 @@ def read_checkpoint(
       InputError: if it is not there, can't be read, or its arrays are others.
     """
     try:
-        with _quiet_manager(directory, read_only=True) as manager:
+        with _manager(directory, read_only=True) as manager:
             steps = sorted(manager.all_steps())
             if step is None:
                 best = manager.best_step()
@@ -202,19 +202,6 @@ def _manager(directory, **options):
         options=ocp.CheckpointManagerOptions(best_fn=accuracy_of, **options),
         handler_registry=items,
     )
-
-
-@contextlib.contextmanager
-def _quiet_manager(directory, **options):
-    """A manager that does not warn of what it has been asked for, to read only."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        manager = _manager(directory, **options)
-    finally:
-        logging.set_verbosity(verbosity)
-    with manager:
-        yield manager
 
 
 def _restore_config(manager, step):

@@ -94,7 +94,7 @@ def from_state_dict(
     """The variables in a state_dict, and its `num_batches_tracked` by norm.
 
     Args:
-      tensors: by PyTorch's names, perhaps with the prefix `module.`.
+      tensors: by PyTorch's names.
       variables: arrays or abstract ones, whose names and shapes are expected.
 
     Raises:
@@ -107,7 +107,7 @@ def from_state_dict(
         for name, place in places.items()
     }
     counters, weights = {}, {}
-    for name, tensor in _without_prefix(tensors).items():
+    for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
         is_counter = leaf == _COUNTER and f"{norm}.running_var" in places
         if is_counter and _describe(tensor) == "int64[]":
@@ -124,7 +124,7 @@ def from_state_dict(
         ],
     }
     if found := [
-        f"{what} {_some(names)}" for what, names in complaints.items() if names
+        f"{what} {some(names)}" for what, names in complaints.items() if names
     ]:
         raise InputError("; ".join(found))
     filled = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), variables)
@@ -142,9 +142,8 @@ def identify(tensors: Tensors) -> tuple[dict[str, Any], int]:
     Raises:
       InputError: if it is none of the five.
     """
-    tensors = _without_prefix(tensors)
     if empty := [name for name, tensor in tensors.items() if not tensor.size]:
-        raise InputError(f"there are tensors without a value: {_some(empty)}")
+        raise InputError(f"there are tensors without a value: {some(empty)}")
     for mark, (name, stem, find_arguments) in _FINDERS.items():
         if mark not in tensors:
             continue
@@ -157,14 +156,7 @@ def identify(tensors: Tensors) -> tuple[dict[str, Any], int]:
                 f"{mark} is of a {name}, but the other tensors are not: {error!r}"
             ) from None
         return arguments, channels
-    raise InputError(f"no tensor is of one of the five networks: {_some(tensors)}")
-
-
-def _without_prefix(tensors):
-    """Strips the `module.` that DataParallel puts before each name."""
-    if all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    return dict(tensors)
+    raise InputError(f"no tensor is of one of the five networks: {some(tensors)}")
 
 
 def _tensor(variables, place):
@@ -193,8 +185,8 @@ def _describe(tensor):
     return f"{tensor.dtype}{list(tensor.shape)}"
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+def some(names: Iterable[str]) -> str:
+    """The first three of names in quotes, and how many more there are."""
     names = sorted(names, key=_natural)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"{name!r:.90}" for name in names[:3]) + more
@@ -286,3 +278,5 @@ _FINDERS: dict[str, tuple[str, str, Callable[[Tensors], dict[str, Any]]]] = {
     "layer1.0.conv5.weight": ("shufflenet_v2", "conv1.weight", _shufflenet_v2),
     "layer1.0.conv3.weight": ("shufflenet", "conv1.weight", _shufflenet),
 }
+
+MARKS = tuple(_FINDERS)  # tensors, of which each network has one

@@ -1,6 +1,7 @@
 """The trained network in a PyTorch file."""
 
 import pathlib
+import sys
 import warnings
 from typing import Any
 
@@ -11,15 +12,17 @@ from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.weights import published, torch_format
 from lrunet_jax.weights.state_dict import from_state_dict, identify, to_state_dict
 from lrunet_jax.weights.stored_model import StoredModel
+from lrunet_jax.weights.torch_layout import find_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".t7")
 
 
 def open_torch_file(path: pathlib.Path) -> StoredModel:
-    """Opens a file of `torch.save`: a state_dict, or a dict whose `net` is one.
+    """Opens a file of `torch.save` that holds a state_dict, see `torch_layout`.
 
     A published file is recognised by its content. For any other the data set that it
-    was trained on is unknown.
+    was trained on is unknown. Prints what was found, unless it is the original's
+    layout or a bare state_dict.
 
     Raises:
       InputError: if it can't be read, or is none of the networks.
@@ -33,27 +36,16 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
             f"{path} has the name of a published file, but another sha256",
             stacklevel=4,
         )
-    tree = tree if isinstance(tree, dict) else {}
-    tensors = tree.get("net", tree)
-    if (
-        not tensors
-        or not isinstance(tensors, dict)
-        or not all(
-            isinstance(key, str) and isinstance(value, np.ndarray)
-            for key, value in tensors.items()
-        )
-    ):
-        raise InputError(
-            f"{path} holds no state_dict: neither tensors by name, nor a dict of which "
-            "'net' is that"
-        )
     try:
+        tensors, found = find_tensors(tree)
         arguments, channels = identify(tensors)
         variables, counters = from_state_dict(
             tensors, abstract_variables(create_model(**arguments), channels)
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
+    if found:
+        print(f"{path.name}: {found}", file=sys.stderr)  # not among what is printed
     percent = _number(path, tree, "acc") or None  # 0 stands for what nobody knows
     epoch = _number(path, tree, "epoch") if percent else None
     return StoredModel(
@@ -94,9 +86,9 @@ def save_torch_file(
     torch_format.write(path, tree)
 
 
-def _number(path: pathlib.Path, tree: dict[str, Any], key: str) -> float:
+def _number(path: pathlib.Path, tree: Any, key: str) -> float:
     """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
-    if key not in tree or "net" not in tree:
+    if not isinstance(tree, dict) or key not in tree or "net" not in tree:
         return 0.0
     value = tree[key]
     if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:

@@ -215,6 +215,7 @@ class _Machine:
             "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
             "torch._utils _rebuild_parameter": lambda tensor, grad, hooks: tensor,
             **{f"torch {name}": dtype for name, dtype in _STORAGES.items()},
+            **_BESIDE_TENSORS,
         }
 
     def run(self, file: io.BytesIO) -> Any:
@@ -291,9 +292,13 @@ class _Machine:
         self._stack.append(function(*arguments))
 
     def _build(self, _):
-        # A module's state_dict carries `_metadata`, which nothing here depends on.
-        target, _ = self._pop(2)
-        if not isinstance(target, dict):
+        # A module's state_dict carries `_metadata`, which nothing here depends on; a
+        # NumPy type says in which order its bytes are.
+        target, state = self._pop(2)
+        if isinstance(target, np.dtype) and isinstance(state, tuple):
+            if state[1:2] not in (("<",), ("|",)):
+                _refuse("a NumPy number that is not little-endian")
+        elif not isinstance(target, dict):
             _refuse("a pickle that sets the state of an object")
         self._stack.append(target)
 
@@ -332,6 +337,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "SHORT_BINSTRING", "BINSTRING"),
+    *("SHORT_BINBYTES", "BINBYTES"),
 }
 _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, version: None,
@@ -361,9 +367,9 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 
 def _literal(opcode: str, value: Any) -> Any:
+    if isinstance(value, str | bytes) and len(value) > MAX_LENGTH:
+        _refuse(f"a string of {len(value):,} characters")
     if isinstance(value, str):
-        if len(value) > MAX_LENGTH:
-            _refuse(f"a string of {len(value):,} characters")
         # What Python 2 called a string; `pickletools` takes its bytes for Latin-1.
         return value.encode("latin-1").decode() if "BINSTRING" in opcode else value
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
@@ -402,6 +408,57 @@ def _rebuild_tensor(
         return np.zeros(shape, storage.dtype)
     strides = [stride * storage.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    """Makes a `torch.device` its name, like `cuda:0`."""
+    if not isinstance(kind, str) or not (index is None or _is_size(index)):
+        _refuse("a device of another kind")
+    return kind if index is None else f"{kind}:{index}"
+
+
+def _size(sizes: Any) -> tuple[int, ...]:
+    """Makes a `torch.Size` a tuple."""
+    if not isinstance(sizes, tuple) or not all(map(_is_size, sizes)):
+        _refuse("a torch.Size of no sizes")
+    return sizes
+
+
+_NUMBERS = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
+
+
+def _numpy_dtype(code: Any, *_: Any) -> np.dtype:
+    """Makes the type of a NumPy scalar."""
+    if code not in _NUMBERS:
+        _refuse("a NumPy type that is no number's")
+    return np.dtype(f"<{code}")
+
+
+def _numpy_scalar(dtype: Any, content: Any) -> int | float:
+    """Makes a NumPy scalar a number."""
+    if not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
+        _refuse("a NumPy number without type or bytes")
+    if len(content) != dtype.itemsize:
+        _refuse(f"a NumPy number of {len(content)} bytes, not {dtype.itemsize}")
+    return np.frombuffer(content, dtype)[0].item()
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Makes bytes of a string, as which Python 2's pickles hold them."""
+    if not isinstance(text, str) or encoding != "latin1":
+        _refuse("bytes in another encoding")
+    return text.encode("latin1")
+
+
+# What training loops store beside tensors; no other name is known.
+_BESIDE_TENSORS: dict[str, Callable[..., Any]] = {
+    "torch device": _device,
+    "torch Size": _size,
+    "numpy dtype": _numpy_dtype,
+    "numpy._core.multiarray scalar": _numpy_scalar,
+    "numpy.core.multiarray scalar": _numpy_scalar,
+    "_codecs encode": _encode,
+}
 
 
 def _is_size(value) -> bool:
