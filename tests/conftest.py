@@ -1,32 +1,102 @@
-"""Fixtures: float64, and the numbers of the PyTorch original where they are at hand."""
+"""Commands, fixtures, and the numbers of the original where they are at hand."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
-import tempfile
+from unittest import mock
 
-# Many tests compile the same program, some of them in processes of their own.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp())
+# Many tests compile the same program, some of them in processes of their own, and the
+# next time they are run again. Small programs are many.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "programs"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import hypothesis
 import jax
 import pytest
+from absl import app, flags
 
 from configs import lrunet
+from lrunet_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
+IN_CI = bool(os.environ.get("CI"))
+
+try:
+    import torch
+except ImportError:
+    if IN_CI and sys.version_info < (3, 12):  # where the extra `test` has it
+        raise
+    torch = None
+
+needs_torch = pytest.mark.skipif(
+    torch is None, reason="PyTorch is not installed: pip install 'lrunet_jax[torch]'"
+)
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("here", deadline=None)
+hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
 
-def command(name, *arguments):
-    """Runs `python -m lrunet_jax.NAME ARGUMENTS...` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", f"lrunet_jax.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+RUNS = {"undisturbed", "everything", "workdir"}  # fixtures of modules, that train
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Puts slow tests first, and those that share a run on one worker."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+    for item in items:
+        for name in RUNS.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {name}"))
+
+
+def command(name, *arguments, cwd=ROOT):
+    """Runs `python -m lrunet_jax.NAME ARGUMENTS...` to its end, in this process."""
+    module = importlib.import_module(f"lrunet_jax.{name}")
+    return _to_the_end(lambda: cli.run(module.main), name, *arguments, cwd=cwd)
+
+
+def train_command(*arguments):
+    """Runs `python train.py ARGUMENTS...` to its end, in this process."""
+    app.define_help_flags()
+    known = set(flags.FLAGS)
+    script = str(ROOT / "train.py")
+    try:
+        return _to_the_end(
+            lambda: runpy.run_path(script, run_name="__main__"), script, *arguments
+        )
+    finally:
+        flags.FLAGS.unparse_flags()
+        for name in set(flags.FLAGS) - known:
+            delattr(flags.FLAGS, name)
+
+
+def _to_the_end(function, *argv, cwd=ROOT):
+    argv = list(map(str, argv))
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    cached = jax.config.jax_enable_compilation_cache  # which `benchmark` turns off
+    with (
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "unraisablehook"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd),
+    ):
+        try:
+            function()
+        except SystemExit as error:
+            status = error.code or 0
+        finally:
+            jax.config.update("jax_enable_compilation_cache", cached)
+    return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -71,7 +141,7 @@ def shared() -> pathlib.Path:
     path = pathlib.Path(os.environ.get("LRUNET_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
         reason = f"{path} is not there; LRUNET_SHARED names another place"
-        if os.environ.get("CI"):
+        if IN_CI:
             pytest.fail(reason)
         pytest.skip(reason)
     return path

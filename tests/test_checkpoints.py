@@ -89,9 +89,18 @@ def test_a_leaf_that_the_state_has_no_place_for_is_named(directory, capsys):
     assert "momentum/0 is float32[2], not expected" in capsys.readouterr().out
 
 
-def test_the_best_and_the_two_latest_are_kept(directory):
-    checkpoints = Checkpoints(directory)
-    for step, accuracy in enumerate((0.5, 0.9, 0.7, 0.6, 0.8), start=1):
-        checkpoints.save(step, state(step), {}, {"test_accuracy": accuracy})
-    checkpoints.close()
-    assert sorted(path.name for path in directory.iterdir()) == ["2", "4", "5"]
+def test_the_best_and_the_two_latest_are_kept_over_many_epochs(directory):
+    # Of equals the latest; some epochs are not evaluated, and two runs go on.
+    accuracies = [0.5, 0.7, None, 0.9, 0.6, 0.9, None, 0.2, 0.3, 0.1, None, 0.95, 0.4]
+    kept = []
+    for start in (0, 5, 9):
+        checkpoints = Checkpoints(directory)
+        stop = {0: 5, 5: 9, 9: 13}[start]
+        for step, accuracy in enumerate(accuracies[start:stop], start=start + 1):
+            test = None if accuracy is None else {"test_accuracy": accuracy}
+            checkpoints.save(step, state(step), {}, test)
+        checkpoints.close()
+        kept.append(sorted(int(path.name) for path in directory.iterdir()))
+    assert kept == [[4, 5], [6, 8, 9], [12, 13]]
+    step, _, _, metrics = read_checkpoint(directory, None, lambda _: {})
+    assert (step, metrics["test_accuracy"]) == (12, 0.95)

@@ -127,6 +127,16 @@ def test_what_layers_state_is_what_the_program_does(name):
     assert stated == traced_costs(model, shape)
 
 
+@pytest.mark.parametrize("name", ["cifar10-lru14", "cifar10-shufflenet-05x"])
+def test_costs_are_the_same_in_every_lowering(name):
+    model, shape = create_model(**PUBLISHED[name].model_arguments), (32, 32, 3)
+    for lowering in ops.LOWERINGS:
+        with ops.lowering(lowering):
+            costs = summarise(model, shape)
+        found = costs["params"], costs["conv_params"], costs["macs"]
+        assert found == COSTS[name], lowering
+
+
 def test_a_model_s_arguments_and_layers_on_the_command_line():
     result = command("summary", "shufflenet", "--groups=8", "--layers", "--json")
     assert result.returncode == 0, result.stderr

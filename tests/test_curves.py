@@ -1,8 +1,12 @@
 """Pictures of runs."""
 
+import re
+
+import numpy as np
 import pytest
 from conftest import command
 from etils import epath
+from PIL import Image
 
 from lrunet_jax.runs.curves import Reference, plot_groups, plot_run
 from lrunet_jax.runs.groups import read_groups
@@ -14,9 +18,30 @@ def test_curves_are_drawn_from_any_lines(tmp_path):
     path = epath.Path(tmp_path) / "curves.png"
     line = {"step": 10, "epoch": 1, "train_loss": 0.5, "train_accuracy": 0.5}
     tested = line | {"epoch": 2, "test_loss": 0.25, "test_accuracy": 0.5}
-    for lines in ([], [line], [line, tested]):
+    ink = []
+    for lines in ([], [line], [line, tested], [line, tested, tested | {"epoch": 3}]):
         plot_run(lines, path)
         assert path.read_bytes().startswith(FIRST_BYTES["png"])
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        # Matplotlib's first colour, in which a run's curves are drawn.
+        ink.append(np.sum(np.all(pixels == (0x1F, 0x77, 0xB4), axis=1)))
+    assert ink[0] == 0  # axes without a curve
+    assert 0 < ink[1] < ink[2] < ink[3]
+
+
+def test_points_lie_where_their_epochs_and_values_are(tmp_path):
+    path = epath.Path(tmp_path) / "curves.svg"
+    line = {"step": 10, "epoch": 1, "train_loss": 2.0, "train_accuracy": 0.25}
+    lines = [line, line | {"epoch": 2, "train_loss": 1.0, "train_accuracy": 0.75}]
+    plot_run(lines, path)
+    dashed = r'<path d="M ([\d. L\n-]+)"[^>]*dasharray[^>]*#1f77b4'
+    losses, shares = re.findall(dashed, path.read_text())
+    x1, loss1, x2, loss2 = map(float, re.findall(r"[\d.]+", losses))
+    x3, share1, x4, share2 = map(float, re.findall(r"[\d.]+", shares))
+    assert x1 < x2 < x3 < x4
+    assert loss1 < loss2  # downwards in the picture
+    assert share1 > share2
 
 
 def test_runs_published_numbers_and_iterations_are_in_the_picture(make_run, tmp_path):

@@ -6,8 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-import torch
-from conftest import command
+from conftest import command, needs_torch, torch
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
@@ -15,7 +14,9 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.stored_model import choose_dataset
-from lrunet_jax.weights.torch_models import create_torch_model
+
+if torch is not None:
+    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 def tiny(name="lrunet", **arguments):
@@ -48,6 +49,7 @@ def test_every_product_is_at_the_highest_precision(name, lowering, monkeypatch):
         assert "DEFAULT" not in product
 
 
+@needs_torch
 def test_every_image_counts_once_whatever_the_batch():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (37, 28, 28, 1), np.uint8)
@@ -100,6 +102,7 @@ def test_the_command_on_a_published_file(shared):
     assert figures["images_per_second"] > 0
 
 
+@needs_torch
 @pytest.mark.slow
 def test_the_command_on_embedded_data(tmp_path):
     oracle = create_torch_model("mobilenet", 1, 10, 0.1)

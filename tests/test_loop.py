@@ -1,6 +1,8 @@
 """Whole runs: what they leave behind, how they stop, and how they go on."""
 
+import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorflow_datasets as tfds
 from conftest import ROOT
+from PIL import Image
 
-from configs import digits
+from configs import digits, lrunet
 from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.models import LruNet
 from lrunet_jax.train.loop import train_and_evaluate
 
 pytestmark = pytest.mark.slow
@@ -34,9 +39,14 @@ def command(workdir, *flags):
     return [sys.executable, "train.py", f"--workdir={workdir}", *tiny, *flags]
 
 
-def run(workdir, *flags):
+def run(workdir, *flags, **options):
     return subprocess.run(
-        command(workdir, *flags), cwd=ROOT, capture_output=True, text=True, check=False
+        command(workdir, *flags),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
     )
 
 
@@ -137,6 +147,115 @@ def test_sigterm_saves_and_exits_cleanly(undisturbed, tmp_path):
     assert log_of(tmp_path) == log_of(workdir)
 
 
+def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
+    flags = ("--config.epochs=4", "--config.eval_every=3")
+    status, output = start_and_stop(tmp_path, signal.SIGINT, *flags)
+    assert status == 0
+    assert "stopped by a signal" in output
+    result = run(tmp_path, *flags)
+    assert result.returncode == 0, result.stderr
+    lines = log_of(tmp_path)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    # Each third, and the last.
+    assert ["test_accuracy" in line for line in lines] == [False, False, True, True]
+    assert result.stdout.count("; test loss") == 2
+    tested = {line["epoch"]: line["test_accuracy"] for line in lines[2:]}
+    best = max(tested, key=lambda epoch: (tested[epoch], epoch))
+    assert f"best test accuracy {tested[best]:.2%}, epoch {best}: " in result.stdout
+    assert f"last test accuracy {tested[4]:.2%}, epoch 4: " in result.stdout
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {STEPS_PER_EPOCH * epoch for epoch in (best, 3, 4)}
+
+
+def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
+    eight = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    small = ("--config.model.width_mult=0.125", "--config.model.layer_reuse=1")
+    for name, environments in (
+        ("from 8", (eight, os.environ)),
+        ("from 1", (os.environ, eight)),
+    ):
+        workdir = tmp_path / name
+        outputs = []
+        for epochs, environment in enumerate(environments, start=1):
+            flags = (f"--config.epochs={epochs}", "--config.schedule=piecewise")
+            result = run(workdir, *small, *flags, env=environment)
+            assert result.returncode == 0, result.stderr
+            outputs.append(result.stdout)
+        devices = [8 if env is eight else 1 for env in environments]
+        for output, count in zip(outputs, devices, strict=True):
+            assert f"devices  {count} x cpu" in output
+        assert f"resumed  step {STEPS_PER_EPOCH}, epoch 2" in outputs[1]
+        assert [line["epoch"] for line in log_of(workdir)] == [1, 2]
+    # One step after the other, whatever the devices: sums in another order, for 46
+    # steps at a rate of 0.05.
+    one, other = (log_of(tmp_path / name) for name in ("from 8", "from 1"))
+    for a, b in zip(one, other, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.01)
+
+
+class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A few images, under the name of a set that is known."""
+
+    VERSION = tfds.core.Version("3.0.1")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(28, 28, 1)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, _):
+        return {
+            "train": self._generate_examples(90),
+            "test": self._generate_examples(30),
+        }
+
+    def _generate_examples(self, count):
+        rng = np.random.default_rng(count)
+        for i in range(count):
+            # A bar whose height is the class.
+            pixels = rng.integers(0, 60, (28, 28), np.uint8)
+            pixels[2 * (i % 10) + 4 : 2 * (i % 10) + 7] = 255
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "png")
+            png.seek(0)
+            yield i, {"image": png, "label": i % 10}
+
+
+def test_a_small_set_of_tfds_is_cropped_to_32_and_evaluated_at_28(
+    tmp_path, monkeypatch, capsys
+):
+    data_dir = str(tmp_path / "tfds")
+    builder = FashionMnist(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    shapes = []
+    call = LruNet.__call__
+
+    def spy(self, images, *, train=False):
+        shapes.append((train, images.shape))
+        return call(self, images, train=train)
+
+    monkeypatch.setattr(LruNet, "__call__", spy)
+    config = lrunet.get_config("fashion_mnist")
+    config.model.update(layer_reuse=1, width_mult=0.125, drop=0.0)
+    config.update(batch_size=30, epochs=3, learning_rate=0.05)
+    config.augment.flip = False
+    workdir = tmp_path / "run"
+    train_and_evaluate(config, str(workdir), data_dir)
+    assert "90 training and 30 test images of 28x28x1" in capsys.readouterr().out
+    assert (True, (30, 32, 32, 1)) in shapes
+    assert (False, (30, 28, 28, 1)) in shapes
+    assert not {shape for _, shape in shapes} - {
+        *((1, 28, 28, 1), (30, 32, 32, 1), (30, 28, 28, 1))
+    }
+    lines = log_of(workdir)
+    assert [line["step"] for line in lines] == [3, 6, 9]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
 def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
     train_and_evaluate(tiny_config(), str(tmp_path))
     capsys.readouterr()
@@ -159,6 +278,28 @@ def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
         train_and_evaluate(config, str(tmp_path))
     after = {p: p.stat().st_mtime for p in tmp_path.rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_a_warm_up_no_shorter_than_the_run_becomes_a_tenth_of_it(tmp_path, capsys):
+    config = tiny_config(init_from="None")  # as a flag says it
+    config.epochs = 1
+    assert config.warmup_epochs == 1.0
+    train_and_evaluate(config, str(tmp_path))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        "warm-up  0.1 epochs: warmup_epochs is 1, and no shorter than the run of 1"
+    )
+    (line,) = log_of(tmp_path)
+    # The last step begins when 1,437 less the 29 images of the last batch are seen.
+    done = (1 - 29 / 1437 - 0.1) / 0.9
+    rate = 0.05 * (1 + np.cos(np.pi * done)) / 2
+    assert line["learning_rate"] == pytest.approx(rate, rel=1e-3)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["warmup_epochs"] == 1.0
+    # A longer run has the warm-up that was asked for.
+    config.epochs = 2
+    train_and_evaluate(config, str(tmp_path))
+    assert "warm-up" not in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """LruNet against the paper's figure written out as a plain loop, in float64."""
 
+import copy
 import functools
 
 import jax
@@ -133,6 +134,23 @@ def loss_and_gradients(forward, variables, labels):
     return {"loss": value, "logits": logits, "stats": stats, "grads": grads}
 
 
+IMAGES = np.random.default_rng(1).uniform(size=(4, 16, 16, 3))
+LABELS = np.random.default_rng(2).normal(size=(4, 5))
+
+
+def variables_of(width):
+    model = LruNet(5, width, 3, drop=0.0)
+    return model, random_variables(model, (1, 16, 16, 3))
+
+
+@functools.cache
+def plain_results(train, width):
+    order = np.arange(round(64 * width))
+    plain = lambda variables: plain_lrunet(variables, IMAGES, train, order)
+    return loss_and_gradients(plain, variables_of(width)[1], LABELS)
+
+
+@pytest.mark.xdist_group("plain loop")
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
@@ -141,22 +159,17 @@ def loss_and_gradients(forward, variables, labels):
 def test_every_lowering_is_the_plain_loop(train, lowering, width):
     # Width 0.25 keeps XLA's slow float64 convolutions short; at 0.375 a group of
     # channels is not made of equal parts of the halves.
-    model = LruNet(5, width, 3, drop=0.0)
-    variables = random_variables(model, (1, 16, 16, 3))
-    rng = np.random.default_rng(1)
-    images, labels = rng.uniform(size=(4, 16, 16, 3)), rng.normal(size=(4, 5))
+    model, variables = variables_of(width)
 
     def ours(variables):
         logits, updates = model.apply(
-            variables, images, train=train, mutable=["batch_stats"]
+            variables, IMAGES, train=train, mutable=["batch_stats"]
         )
         return logits, updates["batch_stats"]
 
-    order = np.arange(round(64 * width))
-    plain = lambda variables: plain_lrunet(variables, images, train, order)
     with ops.lowering(lowering):
-        found = loss_and_gradients(ours, variables, labels)
-    wanted = loss_and_gradients(plain, variables, labels)
+        found = loss_and_gradients(ours, variables, LABELS)
+    wanted = copy.deepcopy(plain_results(train, width))
     # The first norm's bias cancels in the second norm: its gradient is zero, and what
     # the plain loop has there is rounding.
     if train:

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from conftest import needs_torch, torch
 
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import model_fields
 from lrunet_jax.weights.state_dict import from_state_dict, name_map, to_state_dict
-from lrunet_jax.weights.torch_models import create_torch_model
+
+if torch is not None:
+    from lrunet_jax.weights.torch_models import create_torch_model
 
 # Sums of up to 1e4 float64 products, 2e-16 each, through up to 60 layers.
 TOLERANCE = 1e-10
@@ -70,6 +72,7 @@ def assert_close(found, expected, name=""):
     assert np.abs(found - expected).max() <= TOLERANCE * scale, name
 
 
+@needs_torch
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("name", "arguments"), NETWORKS)
 def test_every_layer_puts_out_what_pytorch_s_does(name, arguments):
@@ -109,6 +112,7 @@ def test_every_layer_puts_out_what_pytorch_s_does(name, arguments):
     assert stages[name] <= compared
 
 
+@needs_torch
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
@@ -150,6 +154,7 @@ def test_a_training_step_s_gradients_and_statistics_are_pytorch_s(name, argument
         assert np.abs(found[key] - tensor.numpy()).max() <= 1e-8 * scale, key
 
 
+@needs_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),

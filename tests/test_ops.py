@@ -1,5 +1,7 @@
 """Every lowering of every operator against XLA's own, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ sizes = st.integers(1, 9)
 batches = st.sampled_from([1, 2, 5])
 strides = st.sampled_from([1, 2])
 seeds = st.integers(0, 1000)
-examples = settings(max_examples=25, deadline=None)
+examples = settings(max_examples=25)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -45,14 +47,18 @@ def reference_conv(x, kernel, stride, groups):
 
 def assert_same(function, reference, *args):
     """Values and gradients to all arguments agree."""
-    out, vjp = jax.vjp(function, *args)
-    expected, reference_vjp = jax.vjp(reference, *args)
-    assert out.shape == expected.shape
-    assert out.dtype == expected.dtype == jnp.float64
-    cotangent = normal(7, *out.shape)
-    found = (out, *vjp(cotangent))
-    wanted = (expected, *reference_vjp(cotangent))
+    shape = jax.eval_shape(reference, *args).shape
+    cotangent = normal(7, *shape)
+
+    @jax.jit  # as one program: by themselves, dozens would be compiled for each shape
+    def both(cotangent, *args):
+        pairs = [jax.vjp(f, *args) for f in (function, reference)]
+        return [(out, *vjp(cotangent)) for out, vjp in pairs]
+
+    found, wanted = both(cotangent, *args)
     for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype == jnp.float64
         scale = max(1e-300, float(jnp.max(jnp.abs(b))))
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE * scale)
 
@@ -168,10 +174,16 @@ def test_max_pool_gives_the_gradient_to_the_first_maximum(
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.integers(0, levels, (channels, height, width, batch)), float)
     cotangent = normal(seed, channels, -(-height // 2), -(-width // 2), batch)
-    out, vjp = jax.vjp(lambda x: ops.max_pool(x, lowering=lowering), x)
+
+    @jax.jit
+    def pool(x, cotangent):
+        out, vjp = jax.vjp(lambda x: ops.max_pool(x, lowering=lowering), x)
+        return out, *vjp(cotangent)
+
+    out, grad = pool(x, cotangent)
     expected, expected_grad = pool_by_hand(np.asarray(x), np.asarray(cotangent))
     np.testing.assert_array_equal(out, expected)
-    np.testing.assert_allclose(vjp(cotangent)[0], expected_grad, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=1e-12)
 
 
 def pool_by_hand(x, cotangent):
@@ -224,6 +236,50 @@ def test_batch_norm_is_its_formula(mean):
     np.testing.assert_allclose(out.reshape(6, -1), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_batch_norm_s_gradient_is_that_of_its_formula(lowering):
+    x, scale, bias = normal(0, 6, 5, 4, 3) + 2, normal(1, 6), normal(2, 6)
+
+    def formula(x, scale, bias):
+        mean = jnp.mean(x, (1, 2, 3), keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), (1, 2, 3), keepdims=True)
+        per_channel = lambda a: a.reshape(6, 1, 1, 1)
+        normal = (x - mean) / jnp.sqrt(variance + 1e-5)
+        return normal * per_channel(scale) + per_channel(bias)
+
+    def ours(x, scale, bias):
+        return ops.batch_norm(x, ops.Norm(scale, bias), lowering=lowering)[0]
+
+    assert_same(ours, formula, x, scale, bias)
+
+
+@pytest.mark.parametrize(
+    ("operator", "shapes"),
+    [
+        (ops.depthwise, [(16, 8, 8, 4), (3, 3, 1, 32)]),
+        (functools.partial(ops.pointwise, groups=8), [(32, 8, 8, 4), (1, 1, 4, 16)]),
+        (ops.conv, [(3, 8, 8, 4), (3, 3, 3, 16)]),
+    ],
+    ids=["depthwise", "pointwise", "conv"],
+)
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_bfloat16_gradients_are_those_of_float32(operator, shapes, lowering):
+    x, kernel = (normal(i, *shape).astype("float32") for i, shape in enumerate(shapes))
+
+    @jax.jit
+    def gradients(x, kernel):
+        out, vjp = jax.vjp(lambda *a: operator(*a, lowering=lowering), x, kernel)
+        return vjp(normal(7, *out.shape).astype(out.dtype))
+
+    found = gradients(x.astype("bfloat16"), kernel)
+    assert [grad.dtype for grad in found] == ["bfloat16", "float32"]
+    for grad, expected in zip(found, gradients(x, kernel), strict=True):
+        # Factors and sums have 8 bits each: some 2 ** -7 of the largest.
+        scale = float(jnp.max(jnp.abs(expected)))
+        np.testing.assert_allclose(grad, expected, rtol=0, atol=2**-6 * scale)
+        assert not np.array_equal(grad, expected)
+
+
 def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
     rng = np.random.default_rng(0)
     x = rng.normal(100, 1, (4, 16, 16, 64))
@@ -241,7 +297,8 @@ def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
 def test_bfloat16_goes_in_and_out(lowering):
     x = jnp.ones((8, 4, 4, 2), jnp.bfloat16)
     dw = ops.depthwise(x, jnp.ones((3, 3, 1, 16), jnp.float32), lowering=lowering)
-    pw = ops.pointwise(dw, jnp.ones((1, 1, 2, 8), jnp.float32), groups=8)
+    kernel = jnp.ones((1, 1, 2, 8), jnp.float32)
+    pw = ops.pointwise(dw, kernel, groups=8, lowering=lowering)
     assert dw.dtype == pw.dtype == jnp.bfloat16
     np.testing.assert_array_equal(pw[:, 1, 1], 18)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
+from conftest import needs_torch, torch
 
 from configs import default
 from lrunet_jax.errors import InputError
@@ -60,6 +60,7 @@ def test_an_unknown_schedule_is_refused():
         create_schedule("cosinus", 0.1, epochs=1)
 
 
+@needs_torch
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_is_torch_optim_sgd(nesterov):
     tx = create_optimizer(lambda epoch: 0.1, nesterov=nesterov, weight_decay=0.01)

@@ -139,7 +139,7 @@ def everything(tmp_path_factory):
 def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
-    code, _ = start_and_stop(tmp_path, signal.SIGTERM, "--config.epochs=3", *FLAGS)
+    code, _ = start_and_stop(tmp_path, signal.SIGINT, "--config.epochs=3", *FLAGS)
     assert code == 0
     result = run(tmp_path, "--config.epochs=3", *FLAGS)
     assert result.returncode == 0, result.stderr
@@ -187,7 +187,7 @@ def test_training_begins_from_given_weights(shared, tmp_path, capsys):
     path = tmp_path / original.name
     shutil.copy(original, path)
     config = tiny_config(init_from=str(path), learning_rate=0.0)
-    config.update(epochs=1, warmup_epochs=0.0)
+    config.update(epochs=1, batch_size=512)
     config.model.update({"layer_reuse": 1, "width_mult": 1.0})
     config.weight_decay = 0.0
     state = train_and_evaluate(config, str(tmp_path / "same"))

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-import torch
+from conftest import needs_torch, torch
 from scipy import stats
 
 from lrunet_jax.train.state import cross_entropy
@@ -25,6 +25,7 @@ def test_without_either_they_are_the_labels():
     np.testing.assert_array_equal(targets, np.eye(5)[labels])
 
 
+@needs_torch
 def test_smoothing_is_pytorch_s():
     images, labels = batch()
     _, targets = make_targets(5, 0.1)(KEY, images, labels)

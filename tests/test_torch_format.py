@@ -12,8 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, needs_torch, torch
 
 from lrunet_jax.errors import InputError
 from lrunet_jax.weights import torch_format
@@ -50,6 +49,7 @@ def files(shared: pathlib.Path) -> list[pathlib.Path]:
     return found + sorted(shared.glob("golden/train/*.t7"))
 
 
+@needs_torch
 def test_published_files_are_read_bit_for_bit_and_written_again(shared, tmp_path):
     smallest = np.inf
     for path in files(shared):
@@ -64,6 +64,7 @@ def test_published_files_are_read_bit_for_bit_and_written_again(shared, tmp_path
     assert 0 < smallest < 1e-40  # there are denormals among them
 
 
+@needs_torch
 @containers
 def test_whatever_a_state_dict_may_hold(options, tmp_path):
     base = torch.arange(24.0).reshape(2, 3, 4)
@@ -84,6 +85,7 @@ def test_whatever_a_state_dict_may_hold(options, tmp_path):
     assert_same(torch_format.read(tmp_path / "tree.pt"), tree)
 
 
+@needs_torch
 def test_a_zip_is_written_that_pytorch_reads_and_maps(tmp_path):
     rng = np.random.default_rng(0)
     tree = {
@@ -120,6 +122,7 @@ class Hostile:
         return open, (self.path, "w")
 
 
+@needs_torch
 @containers
 @pytest.mark.parametrize("where", ["value", "key"])
 def test_a_function_in_a_pickle_is_not_run(options, where, tmp_path):
@@ -132,6 +135,7 @@ def test_a_function_in_a_pickle_is_not_run(options, where, tmp_path):
     assert not trap.exists()
 
 
+@needs_torch
 @containers
 def test_a_whole_module_is_refused(options, tmp_path):
     torch.save(torch.nn.Linear(2, 3), tmp_path / "module.pt", **options)
@@ -299,12 +303,14 @@ def test_what_is_no_file_is_said_at_once(tmp_path):
         torch_format.read(tmp_path / "pipe.pt")
 
 
+@needs_torch
 def test_a_view_that_only_pytorch_can_see_is_refused(tmp_path):
     torch.save({"a": torch._neg_view(torch.ones(3))}, tmp_path / "x.pt")
     with pytest.raises(InputError, match="a tensor with metadata"):
         torch_format.read(tmp_path / "x.pt")
 
 
+@needs_torch
 def test_what_python_2_wrote_is_read(tmp_path):
     pickled = b"\x80\x02ccollections\nOrderedDict\n](](U\x02\xc3\xa9K\x01ee\x85R."
     zip_file(tmp_path / "x.pt", pickled)
@@ -337,6 +343,7 @@ def test_a_legacy_file_with_a_hostile_list_of_storages_is_refused(tmp_path):
             torch_format.read(tmp_path / "x.pt")
 
 
+@needs_torch
 def test_a_legacy_file_cut_short_or_too_long_is_refused(tmp_path):
     file = io.BytesIO()
     torch.save({"a": torch.ones(4)}, file, **LEGACY)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, train_command
 
 from configs import digits
 from lrunet_jax import train_and_evaluate
@@ -24,12 +24,23 @@ def train(*flags, **kwargs):
     )
 
 
+def test_help_is_no_failure():
+    result = train_command("--help")
+    assert result.returncode == 0
+    for flag in ("--config", "--data_dir", "--workdir"):
+        assert f"\n  {flag}: " in result.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--wrkdir=x"], "wrkdir"),
         (["stray"], "unexpected argument 'stray'"),
         (["--config=nowhere.py"], "there is no file nowhere.py"),
+        (["--config"], "--config can't be read"),
+        (["--flagfile=nowhere"], "Unable to open flagfile"),
+        (["--flagfile=tests/earlier/run.tar.xz"], "--flagfile can't be read: 'utf-8'"),
+        (["--flagfile=LICENSE"], "unexpected argument 'MIT License'"),
         (["--config=configs/lrunet.py:mnist"], "'mnist' is none of cifar10, cifar100"),
         (["--config.decay_of=biases"], "decay_of is 'biases'"),
         (["--config.dtype=float16"], "dtype is 'float16'"),
@@ -60,7 +71,7 @@ def train(*flags, **kwargs):
 def test_a_mistake_gets_one_line_and_status_2(flags, message, tmp_path):
     if not any(flag.startswith("--workdir") for flag in flags):
         flags = [*flags, f"--workdir={tmp_path / 'run'}"]
-    result = train(*flags, cwd=ROOT)
+    result = train_command(*flags)
     assert result.returncode == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -113,6 +124,40 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
     result = train(*flags, cwd=ROOT, env=env)
     assert result.returncode == 2
     assert "batch_size is 60; it must be a multiple of the 8 devices" in result.stderr
+
+
+def test_fields_may_stand_in_a_flagfile(tmp_path):
+    path = tmp_path / "flags"
+    path.write_text(
+        "# a comment\n--config=configs/lrunet.py:cifar10\n--config.batch_size=0\n"
+    )
+    refused = lambda *flags: train_command(*flags).stderr
+    assert refused(f"--flagfile={path}").startswith("error: batch_size is 0;")
+    assert refused("--flagfile", path).startswith("error: batch_size is 0;")
+    # The last one holds, as absl has it.
+    before = refused("--config.batch_size=-1", f"--flagfile={path}")
+    after = refused(f"--flagfile={path}", "--config.batch_size=-1")
+    assert before.startswith("error: batch_size is 0;")
+    assert after.startswith("error: batch_size is -1;")
+
+
+def test_the_command_line_s_config_goes_before_a_flagfile_s(tmp_path):
+    path = tmp_path / "flags"
+    path.write_text("--config=configs/nowhere.py\n--config.model.width_mult=-1\n")
+    for flags in (
+        (f"--flagfile={path}", "--config=configs/mobilenet.py:cifar100"),
+        ("--config", "configs/mobilenet.py:cifar100", f"--flagfile={path}"),
+    ):
+        result = train_command(*flags, "--data_dir=nowhere")
+        assert result.stderr.startswith("error: model.width_mult is -1.0; "), flags
+    assert "there is no file configs/nowhere.py" in (
+        train_command(f"--flagfile={path}").stderr
+    )
+
+
+def test_a_field_may_stand_before_its_config():
+    result = train_command("--config.epochs=0", "--config=configs/mobilenet.py")
+    assert result.stderr == "error: epochs is 0; it must be at least 1\n"
 
 
 def test_it_runs_from_anywhere(tmp_path):

@@ -19,6 +19,9 @@ _USUAL = ["net", "model", "state_dict", "model_state_dict"]  # keys of the raw w
 
 Place = tuple[str, ...]  # the keys that lead to a dict
 
+# What needs no word: a state_dict alone, and the original's files.
+_PLAIN: list[tuple[Place, str]] = [((), ""), (("net",), ""), (("net",), "module.")]
+
 
 def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of the network in `tree`, which `torch_format.read` gives.
@@ -51,15 +54,13 @@ def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
     strange = [key for key in arrays if not str(key).startswith(prefix)]
     wide = {str(t.dtype) for t in tensors.values() if _is_other_float(t)}
     tensors = {name: _as_float32(name, tensor) for name, tensor in tensors.items()}
-    if (place, prefix) in (((), ""), (("net",), ""), (("net",), "module.")):
-        words = []
-    else:
-        words = [_named(place)] if place else ["a state_dict"]
-        words += [f"its names without {prefix!r}"] if prefix else []
+    words = []
+    if (place, prefix) not in _PLAIN:
+        words += [_named(place) if place else "a state_dict"]
+        words += [f"names after {prefix!r}"] if prefix else []
     words += [f"{', '.join(sorted(wide))} cast to float32"] if wide else []
-    words += [f"not {some(map(str, strange))}"] if strange else []
-    words += [f"not {some(map(_named, others))}"] if others else []
-    return tensors, "; ".join(words)
+    left = [*map(str, strange), *map(_named, others)]
+    return tensors, ", ".join(words) + (f"; left out {some(left)}" if left else "")
 
 
 def _dicts(

@@ -1,0 +1,146 @@
+"""What users of Flax and JAX try on a model, for all five networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from lrunet_jax import create_model, ops
+from lrunet_jax.errors import InputError
+
+SMALL = {
+    "lrunet": {"width_mult": 0.25, "layer_reuse": 2},
+    "lrunet, odd groups": {"width_mult": 0.125, "layer_reuse": 2},
+    "mobilenet": {"width_mult": 0.25},
+    "mobilenet_v2": {"width_mult": 0.25},
+    "shufflenet": {"width_mult": 0.25},
+    "shufflenet_v2": {"width_mult": 0.25},
+}
+
+networks = pytest.mark.parametrize("name", SMALL)
+
+
+def small(name, shape=(4, 16, 16, 3), dtype=np.float32, **fields):
+    model = create_model(name.split(",")[0], **SMALL[name], **fields)
+    images = np.random.default_rng(0).uniform(size=shape).astype(dtype)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    return model, jax.tree.map(lambda a: a.astype(dtype), variables), images
+
+
+@networks
+def test_tabulate_prints_every_layer(name):
+    model = create_model(name.split(",")[0], **SMALL[name])
+    table = model.tabulate(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    layers = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    for layer in layers["params"]:
+        assert f" {layer} " in table
+    total = sum(leaf.size for leaf in jax.tree.leaves(layers["params"]))
+    assert f"Total Parameters: {total:,}" in table.replace("Trainable ", "") or (
+        f"{total:,} " in table
+    )
+
+
+@networks
+def test_an_exported_program_takes_batches_of_any_size(name):
+    model, variables, images = small(name)
+    (size,) = export.symbolic_shape("batch")
+    abstract = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
+    of_any_size = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
+    exported = export.export(jax.jit(model.apply))(
+        jax.tree.map(abstract, variables), of_any_size
+    )
+    program = export.deserialize(exported.serialize())
+    for batch in (images, images[:1], np.concatenate([images, images[::-1]])):
+        logits = jax.jit(model.apply)(variables, batch)
+        # Bands of rows are cut otherwise; float32 sums of some hundred products.
+        scale = np.abs(logits).max()
+        np.testing.assert_allclose(
+            program.call(variables, batch), logits, rtol=0, atol=1e-5 * scale
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+@networks
+def test_second_derivatives_are_those_of_differences(name):
+    fields = {} if "shuffle" in name else {"drop": 0.0}
+    model, variables, images = small(name, (2, 8, 8, 3), np.float64, **fields)
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(2, 10))
+    params = variables["params"]
+    direction = jax.tree.map(
+        lambda a: rng.normal(size=a.shape) * (0.1 + np.std(a)), params
+    )
+
+    def loss(params):
+        logits, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable="batch_stats"
+        )
+        return jnp.sum(jax.nn.log_softmax(logits) * weights)
+
+    gradient = jax.jit(jax.grad(loss))
+
+    @jax.jit
+    def product(params):
+        along = lambda p: jax.tree.map(jnp.vdot, jax.grad(loss)(p), direction)
+        return jax.grad(lambda p: sum(jax.tree.leaves(along(p))))(params)
+
+    # A shorter step meets the rounding of gradients, a longer one a ReLU's corner.
+    step = 1e-8
+    moved = lambda h: jax.tree.map(lambda a, d: a + h * d, params, direction)
+    there, back = gradient(moved(step)), gradient(moved(-step))
+    expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), there, back)
+    found = product(params)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * largest)
+
+
+@networks
+def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
+    model, variables, images = small(name)
+    tangent = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)
+
+    def logits(images):
+        return model.apply(variables, images)
+
+    with ops.lowering("xla"):
+        _, along = jax.jvp(jax.jit(logits), (images,), (tangent,))
+        _, vjp = jax.vjp(jax.jit(logits), images)
+    weights = np.random.default_rng(2).normal(size=along.shape).astype(np.float32)
+    (backward,) = vjp(weights)
+    # Both are the same bilinear form, in sums of thousands of float32.
+    scale = np.abs(weights * along).sum() + 1e-6
+    assert abs(np.vdot(weights, along) - np.vdot(backward, tangent)) < 1e-4 * scale
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(logits, (images,), (tangent,))
+
+
+@networks
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_no_images_have_no_logits(name, lowering):
+    model, variables, images = small(name)
+    with ops.lowering(lowering):
+        logits = jax.jit(model.apply)(variables, images[:0])
+    assert logits.shape == (0, 10)
+
+
+@networks
+def test_images_of_another_shape_are_named_with_the_one_that_is_wanted(name):
+    model, variables, images = small(name)
+    wanted = r"; it must be \(B, H, W, 3\)"
+    for wrong in (np.moveaxis(images, 3, 1), images[..., :1]):
+        shape = str(wrong.shape).replace("(", r"\(").replace(")", r"\)")
+        with pytest.raises(InputError, match=f"images have the shape {shape}{wanted}"):
+            model.apply(variables, wrong)
+    stats = {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}
+    with pytest.raises(InputError, match=r"shape \(4, 3, 16, 16\)" + wanted):
+        model.apply(variables | {"input_stats": stats}, np.moveaxis(images, 3, 1))
+    for wrong in (images[0], images[..., 0]):
+        for call in (
+            lambda: model.apply(variables, wrong),
+            lambda: model.init(jax.random.key(0), wrong),
+        ):
+            with pytest.raises(InputError, match=r"it must be \(B, H, W, channels\)"):
+                call()

@@ -1,0 +1,45 @@
+"""Compiled programs in the user's cache, and what a notebook sees."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+NOTEBOOK = """
+import asyncio, sys
+import jax
+jax.jit(lambda x: x + 1)(1.0)  # as a cell before
+import lrunet_jax
+from configs import digits
+
+async def cell():
+    config = digits.get_config()
+    config.update(epochs=1)
+    config.model.update(layer_reuse=1, width_mult=0.125)
+    lrunet_jax.train_and_evaluate(config, sys.argv[1])
+    model, variables = lrunet_jax.load(sys.argv[1])
+    logits = jax.jit(model.apply)(variables, jax.numpy.zeros((2, 32, 32, 1)))
+    print("logits", logits.shape)
+
+asyncio.run(cell())
+"""
+
+
+@pytest.mark.slow
+def test_training_and_loading_within_a_running_event_loop(tmp_path):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    result = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK, str(tmp_path / "run")],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "logits (2, 10)" in result.stdout
+    # Compiled programs are kept, as by the commands.
+    assert any((tmp_path / "cache" / "lrunet_jax" / "programs").rglob("jit_call*"))

@@ -1,0 +1,48 @@
+"""Signals that ask a run to stop."""
+
+import signal
+import threading
+
+import pytest
+
+from lrunet_jax.train.signals import stop_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_is_noted_and_the_second_has_its_usual_effect(number):
+    came = []
+    usual = signal.signal(number, lambda *_: came.append(number))
+    try:
+        with stop_signals() as stop_requested:
+            assert not stop_requested()
+            signal.raise_signal(number)
+            assert stop_requested()
+            assert came == []
+            signal.raise_signal(number)
+            assert came == [number]
+        signal.raise_signal(number)
+        assert came == [number, number]  # outside nothing is noted
+    finally:
+        signal.signal(number, usual)
+
+
+def test_a_second_ctrl_c_ends_python():
+    with stop_signals() as stop_requested:
+        signal.raise_signal(signal.SIGINT)
+        assert stop_requested()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_another_thread_notes_none():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        with stop_signals() as stop_requested:
+            seen.append((signal.getsignal(signal.SIGTERM), stop_requested()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(before, False)]
