@@ -25,6 +25,7 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
     short = dict.fromkeys(benchmark.TURN_SECONDS, 0.1)
     monkeypatch.setattr(benchmark, "TURN_SECONDS", short)
     make_run("runs/lru4", [0.5, 0.75])
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     found = commands("python -m lrunet_jax")
     assert len(found) >= 9
     for line in found:
@@ -47,12 +48,18 @@ def test_the_training_commands_are_understood():
 
 
 @pytest.mark.slow
-def test_the_python_runs(shared, monkeypatch):
+def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(tmp_path)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
-    exec(code, names)
+    exec(first, names)
     assert names["logits"].shape == (8, 10)
+    assert "ShuffleNet Summary" in capsys.readouterr().out
+    exec(second, names)
+    assert names["state"].epoch == 1
+    assert names["model"].layer_reuse == 4
+    assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
 
 
 def test_the_table_is_that_of_the_published_checkpoints():

@@ -46,12 +46,9 @@ def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
     place, *others = sorted(networks, key=_preference)
     prefix = prefixes[place] or ""
     arrays = _arrays(dicts[place])
-    tensors = {
-        key.removeprefix(prefix): array
-        for key, array in arrays.items()
-        if isinstance(key, str) and key.startswith(prefix)
-    }
-    strange = [key for key in arrays if not str(key).startswith(prefix)]
+    of_network = [k for k in arrays if isinstance(k, str) and k.startswith(prefix)]
+    tensors = {key.removeprefix(prefix): arrays[key] for key in of_network}
+    strange = arrays.keys() - set(of_network)
     wide = {str(t.dtype) for t in tensors.values() if _is_other_float(t)}
     tensors = {name: _as_float32(name, tensor) for name, tensor in tensors.items()}
     words = []
