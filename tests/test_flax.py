@@ -1,5 +1,7 @@
 """What users of Flax and JAX try on a model, for all five networks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ SMALL = {
 networks = pytest.mark.parametrize("name", SMALL)
 
 
+@functools.cache
 def small(name, shape=(4, 16, 16, 3), dtype=np.float32, **fields):
     model = create_model(name.split(",")[0], **SMALL[name], **fields)
     images = np.random.default_rng(0).uniform(size=shape).astype(dtype)
