@@ -3,6 +3,7 @@
 import glob
 import re
 import shlex
+import shutil
 
 import pytest
 from conftest import ROOT, command, needs_torch, train_command
@@ -26,6 +27,10 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
     monkeypatch.setattr(benchmark, "TURN_SECONDS", short)
     make_run("runs/lru4", [0.5, 0.75])
     (tmp_path / "docs").symlink_to(ROOT / "docs")
+    shutil.copy(
+        shared / "checkpoints" / "cifar10-mobilenet-025x-ckpt-08472.t7",
+        tmp_path / "mine.pt",
+    )
     found = commands("python -m lrunet_jax")
     assert len(found) >= 9
     for line in found:

@@ -155,6 +155,11 @@ def test_the_command_line_s_config_goes_before_a_flagfile_s(tmp_path):
     )
 
 
+def test_a_tuple_is_given_in_quotes():
+    result = train_command("--config.decay_epochs=(20, -25)")
+    assert result.stderr.startswith("error: decay_epochs is (20, -25); it must be ")
+
+
 def test_a_field_may_stand_before_its_config():
     result = train_command("--config.epochs=0", "--config=configs/mobilenet.py")
     assert result.stderr == "error: epochs is 0; it must be at least 1\n"
