@@ -19,6 +19,8 @@ from lrunet_jax.programs import keep_compiled_programs
 
 flags.disclaim_key_flags()  # help lists --config among those of the command
 
+_HELP = {"-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
+
 
 def run(main: Callable[[], None]) -> None:
     """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for divergence.
@@ -67,20 +69,20 @@ def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
         # Not before: ml_collections reads the arguments while the flag is defined.
         config = config_flags.DEFINE_config_file(
             "config",
-            help_string="FILE.py or FILE.py:ARGUMENT, by default configs/digits.py; "
-            "--config.FIELD=VALUE overrides.",
+            help_string="FILE.py or FILE.py:ARGUMENT, by default "
+            f"{os.path.relpath(default_config)}; --config.FIELD=VALUE overrides.",
             sys_argv=argv,
         )
         _, *rest = flags.FLAGS(argv)
         config.value.keys()  # a file that isn't there is noticed here
-    except SystemExit:  # absl has printed the help, and takes that for a failure
-        sys.exit(0)
+    except SystemExit:
+        if _HELP.isdisjoint(argv):
+            raise
+        sys.exit(0)  # absl has printed the help, and takes that for a failure
     except flags.IllegalFlagValueError as error:
         raise InputError(_bad_value(str(error))) from None
     except flags.Error as error:
         raise InputError(str(error).removeprefix("ERROR:: ")) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"--flagfile can't be read: {error}") from None
     except OSError as error:
         path = re.search(r"No such file or directory: '(.*)'", str(error))
         reason = f"there is no file {path[1]}" if path else _last_line(str(error))
@@ -94,6 +96,10 @@ def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
         raise InputError(f"config has no field {name!r}{hint}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
+    # A text that is not there, as flags say it.
+    given = flags.FLAGS["config"].override_values.items()
+    empty = {field: "" for field, value in given if value == "None"}
+    config.value.update_from_flattened_dict(empty)
     return config.value
 
 
@@ -103,7 +109,10 @@ def _with_one_config(arguments, default_config):
     Of several the last one holds, and the command line's before those in flagfiles.
     """
     given, arguments = _without_config(arguments)
-    arguments = flags.FLAGS.read_flags_from_files(arguments)
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(arguments)
+    except UnicodeDecodeError as error:
+        raise InputError(f"--flagfile can't be read: {error}") from None
     in_files, arguments = _without_config(arguments)
     chosen = [default_config, *in_files, *given][-1]
     return [f"--config={chosen}", *arguments]

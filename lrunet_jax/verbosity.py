@@ -1,9 +1,8 @@
 """The verbosity of the libraries that log through absl."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
-
-from absl import logging
 
 
 @contextlib.contextmanager
@@ -12,9 +11,10 @@ def only_errors() -> Iterator[None]:
 
     TFDS and Orbax warn of what they have been asked for.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        logger.setLevel(level)

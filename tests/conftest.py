@@ -22,7 +22,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import hypothesis
 import jax
 import pytest
-from absl import app, flags
+from absl import app, flags, logging
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
 from lrunet_jax import cli
@@ -66,13 +67,20 @@ def command(name, *arguments, cwd=ROOT):
 
 def train_command(*arguments):
     """Runs `python train.py ARGUMENTS...` to its end, in this process."""
-    app.define_help_flags()
-    known = set(flags.FLAGS)
     script = str(ROOT / "train.py")
-    try:
+    with fresh_flags():
         return _to_the_end(
             lambda: runpy.run_path(script, run_name="__main__"), script, *arguments
         )
+
+
+@contextlib.contextmanager
+def fresh_flags():
+    """A context after which absl's flags are what they were."""
+    app.define_help_flags()
+    known = set(flags.FLAGS)
+    try:
+        yield
     finally:
         flags.FLAGS.unparse_flags()
         for name in set(flags.FLAGS) - known:
@@ -83,6 +91,8 @@ def _to_the_end(function, *argv, cwd=ROOT):
     argv = list(map(str, argv))
     status, out, err = 0, io.StringIO(), io.StringIO()
     cached = jax.config.jax_enable_compilation_cache  # which `benchmark` turns off
+    verbosity = logging.get_verbosity()
+    compilation_cache.reset_cache()  # or it is used as before
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(sys, "unraisablehook"),
@@ -95,7 +105,9 @@ def _to_the_end(function, *argv, cwd=ROOT):
         except SystemExit as error:
             status = error.code or 0
         finally:
+            logging.set_verbosity(verbosity)
             jax.config.update("jax_enable_compilation_cache", cached)
+            compilation_cache.reset_cache()
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
 
 

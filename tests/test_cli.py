@@ -1,5 +1,6 @@
 """Each command as a process of its own; what it does is tested elsewhere."""
 
+import os
 import subprocess
 import sys
 
@@ -37,13 +38,15 @@ def test_a_mistake_is_status_2_and_a_line_on_standard_error():
 
 
 def test_a_reader_who_has_seen_enough_is_no_mistake():
-    command = f"{sys.executable} -m lrunet_jax.summary | head -n 1"
+    reading, writing = os.pipe()
+    os.close(reading)
     result = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command}"],
+        [sys.executable, "-m", "lrunet_jax.summary"],
         cwd=ROOT,
-        capture_output=True,
+        stdout=writing,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
+    os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("| name")

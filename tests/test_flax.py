@@ -39,9 +39,7 @@ def test_tabulate_prints_every_layer(name):
     for layer in layers["params"]:
         assert f" {layer} " in table
     total = sum(leaf.size for leaf in jax.tree.leaves(layers["params"]))
-    assert f"Total Parameters: {total:,}" in table.replace("Trainable ", "") or (
-        f"{total:,} " in table
-    )
+    assert f" {total:,} " in table
 
 
 @networks
@@ -95,9 +93,11 @@ def test_second_derivatives_are_those_of_differences(name):
     there, back = gradient(moved(step)), gradient(moved(-step))
     expected = jax.tree.map(lambda a, b: (a - b) / (2 * step), there, back)
     found = product(params)
-    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * largest)
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    largest = max(np.abs(leaf).max() for _, leaf in leaves)
+    for (path, b), a in zip(leaves, jax.tree.leaves(found), strict=True):
+        tolerance = 1e-2 * np.abs(b).max() + 1e-4 * largest
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
 
 
 @networks

@@ -281,7 +281,7 @@ def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
 
 
 def test_a_warm_up_no_shorter_than_the_run_becomes_a_tenth_of_it(tmp_path, capsys):
-    config = tiny_config(init_from="None")  # as a flag says it
+    config = tiny_config()
     config.epochs = 1
     assert config.warmup_epochs == 1.0
     train_and_evaluate(config, str(tmp_path))

@@ -77,3 +77,8 @@ def test_the_table_is_that_of_the_published_checkpoints():
         accuracy = f"{entry.correct / NUM_IMAGES:.2%}"
         assert cells[2] == entry.dataset
         assert cells[3] == cells[4] == accuracy
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/speed.md"])
+def test_nothing_is_left_to_be_filled_in(name):
+    assert re.findall(r"@[A-Z0-9]+@|TODO|FIXME", (ROOT / name).read_text()) == []

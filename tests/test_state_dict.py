@@ -133,8 +133,8 @@ def test_every_tensor_has_a_place_and_every_place_a_tensor():
         "of another shape or type 'features.0.weight (float32[3], expected "
         "float32[64, 3, 3, 3])'"
     )
-    assert "(float64[64], expected float32[64])" in message(
-        {"features.1.bias": np.zeros(64)}
+    assert "(int64[64], expected float32[64])" in message(
+        {"features.1.bias": np.zeros(64, np.int64)}
     )
     assert "no place for 'stage1.dw.num_batches_tracked'" in message(
         {"stage1.dw.num_batches_tracked": np.array(1)}

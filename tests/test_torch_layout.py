@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ LIGHTNING = {
             "dirpath": "/tmp/checkpoints",
         }
     },
-    "lr_schedulers": [{"last_epoch": 4, "_last_lr": [0.1]}],
+    # As MultiStepLR's.
+    "lr_schedulers": [{"milestones": collections.Counter({200: 1}), "last_epoch": 4}],
     "hparams_name": "kwargs",
     "hyper_parameters": {"lr": 0.1, "arch": "lrunet"},
 }
@@ -132,6 +134,22 @@ LIGHTNING = {
             lambda net: {"best": net, "ema": other(net), "last": other(net)},
             "best; left out 'ema', 'last'",
         ),
+        (
+            lambda net: {"net": net, "net_ema": other(net), "acc": 1.0, "epoch": 3},
+            "net; left out 'net_ema'",
+        ),
+        (
+            lambda net: {
+                "avg_model": other(net),
+                "teacher": other(net),
+                "semantic": net,
+            },
+            "semantic; left out 'avg_model', 'teacher'",
+        ),
+        (
+            lambda net: {"checkpoint": {"best": other(net), "model": net}},
+            "checkpoint.model; left out 'checkpoint.best'",
+        ),
         (lambda net: dict(net, epoch=3, arch="lrunet"), "a state_dict"),
     ],
 )
@@ -147,11 +165,15 @@ def one():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_floats_of_other_widths_are_cast(dtype, network, tmp_path, capsys):
-    cast = {
-        name: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
-        for name, tensor in network.items()
-    }
-    kernel, said = opened({"model": cast}, tmp_path, capsys)
+    # All of them, or but for the counters, which `half()` leaves.
+    for cast_counters in (True, False):
+        cast = {
+            name: tensor.to(getattr(torch, dtype))
+            if tensor.is_floating_point() or cast_counters
+            else tensor
+            for name, tensor in network.items()
+        }
+        kernel, said = opened({"model": cast}, tmp_path, capsys)
     np.testing.assert_array_equal(kernel, stem(cast))
     assert kernel.dtype == np.float32
     assert said == f"x.pt: model, {dtype} cast to float32\n"
@@ -181,6 +203,7 @@ def test_what_stands_beside_tensors_is_read(options, protocol, network, tmp_path
             [torch.nn.Parameter(torch.ones(2))], 0.1
         ).state_dict(),
         "ordered": collections.OrderedDict(a=1),
+        "milestones": collections.Counter({200: 1, 250: 1}),
     }
     path = tmp_path / "x.pt"
     torch.save({"model": network, **beside}, path, pickle_protocol=protocol, **options)
@@ -192,11 +215,12 @@ def test_what_stands_beside_tensors_is_read(options, protocol, network, tmp_path
     assert numbers == [0.5, 0.25, 7, True]
     assert list(map(type, numbers)) == [float, float, int, bool]
     assert tree["history"] == [1.5, 200]
+    assert tree["milestones"] == {200: 1, 250: 1}
     assert open_model(path).arguments["layer_reuse"] == 2
 
 
 def pickled(value):
-    return b"\x80\x02" + pickle.dumps(value, 2)[2:]
+    return pickle.dumps(value, 2)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +234,8 @@ def pickled(value):
         (pickled(np.float32(1)).replace(b"f4", b"f8"), "of 4 bytes, not 8"),
         (pickled(np.dtype(">f4").type(1)).replace(b"<", b">"), "not little-endian"),
         (pickled(b"abc").replace(b"latin1", b"hex__1"), "bytes in another encoding"),
-        (pickled(b"abc"), "a function or a type as a value"),
-        (pickled(np.dtype("f4")), "a function or a type as a value"),
+        (pickled(b"abc"), "a function, a type or bytes as a value"),
+        (pickled(np.dtype("f4")), "a function, a type or bytes as a value"),
         (b"\x80\x02cnumpy\ndtype\n(X\x01\x00\x00\x00OK\x00K\x01tR.", "no number's"),
         (
             b"\x80\x02cnumpy\nload\nX\x01\x00\x00\x00a\x85R.",
@@ -231,7 +255,7 @@ def test_no_more_than_that_is_read(content, reason, tmp_path):
     [
         ({}, "it holds nothing by name"),
         ([1, 2], "it holds nothing by name"),
-        ({"epoch": 1, "arch": "x"}, "its keys are 'epoch', 'arch'"),
+        ({"epoch": 1, "arch": "x"}, "its keys are 'arch', 'epoch'$"),
         (
             {"state_dict": {"encoder.weight": np.ones(1), "head.bias": np.ones(1)}},
             r"its keys are 'state_dict', and in state_dict are 'encoder\.weight', 'hea",
@@ -259,6 +283,51 @@ def test_containers_within_containers_end(tmp_path):
     zip_file(tmp_path / "x.pt", loop)
     with pytest.raises(InputError, match="its keys are 'a', 'b'"):
         open_model(tmp_path / "x.pt")
+
+
+def test_many_names_of_one_tensor_take_no_memory(tmp_path):
+    # Views cost nothing in a file; 2,000 casts of this one would take 40 GB.
+    tensor = np.zeros(5_000_000, np.float16)
+    torch_format.write(tmp_path / "one.pt", {"a": tensor})
+    with zipfile.ZipFile(tmp_path / "one.pt") as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("data/0"))
+        numbers = archive.read(name)
+        opcodes = archive.read("archive/data.pkl")
+    start, end = opcodes.index(b"ctorch._utils"), opcodes.rindex(b"u.")
+    names = [b"stage1.dw.weight", *(b"a%d" % i for i in range(2000))]
+    unicode = lambda name: b"X" + len(name).to_bytes(4, "little") + name
+    again = b"".join(unicode(name) + b"h\xf0" for name in names)
+    hostile = b"\x80\x02}(" + unicode(b"first") + opcodes[start:end] + b"q\xf0" + again
+    zip_file(tmp_path / "x.pt", hostile + b"u.", _0=numbers)
+    with pytest.raises(InputError, match="can't be converted") as error:
+        open_model(tmp_path / "x.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("called", "reason"),
+    [
+        # A device of a device, which grows; a size and a dict that are long.
+        (b"ctorch\ndevice\nq\x01X\x03\x00\x00\x00cpuK\x01\x86R", "device of another"),
+        (b"ctorch\nSize\nq\x01(" + b"K\x01" * 1000 + b"t\x85q\x02R", "of no sizes"),
+        (
+            b"ccollections\nCounter\nq\x01}("
+            + b"".join(b"M" + i.to_bytes(2, "little") + b"N" for i in range(2000))
+            + b"u\x85q\x02R",
+            "with more than 1,000,000 items",
+        ),
+    ],
+)
+def test_calls_upon_calls_end(called, reason, tmp_path):
+    once_more = b"h\x01h\x02R" if b"q\x02" in called else b"q\x03h\x01h\x03K\x01\x86R"
+    zip_file(tmp_path / "x.pt", b"\x80\x02](" + called + once_more * 1000 + b"e.")
+    with pytest.raises(InputError, match=reason):
+        torch_format.read(tmp_path / "x.pt")
+
+
+def test_control_characters_are_not_printed(network, tmp_path, capsys):
+    _, said = opened({"a\n\x1b[31m": network}, tmp_path, capsys)
+    assert said == "x.pt: a\\n\\x1b[31m\n"
 
 
 @needs_torch

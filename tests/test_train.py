@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, train_command
+from conftest import ROOT, fresh_flags, train_command
 
 from configs import digits
-from lrunet_jax import train_and_evaluate
+from lrunet_jax import cli, train_and_evaluate
 from lrunet_jax.errors import InputError
 from lrunet_jax.runs.config import flatten
 from lrunet_jax.train.validate import FIELDS
@@ -153,6 +153,19 @@ def test_the_command_line_s_config_goes_before_a_flagfile_s(tmp_path):
     assert "there is no file configs/nowhere.py" in (
         train_command(f"--flagfile={path}").stderr
     )
+
+
+def test_none_is_an_empty_text():
+    path = str(ROOT / "configs" / "digits.py")
+    with fresh_flags():
+        config = cli.parse_flags(["train.py", "--config.init_from=None"], path)
+    assert config.init_from == ""
+
+
+def test_a_config_that_gives_up_is_a_failure(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("import sys\nsys.exit(3)\n")
+    assert train_command(f"--config={path}").returncode == 3
 
 
 def test_a_tuple_is_given_in_quotes():

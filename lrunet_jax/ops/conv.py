@@ -89,7 +89,7 @@ _cpu.defvjp(_cpu_forward, _cpu_backward)
 def _bands(x, stride):
     """Pads x; returns it with the number of bands of output rows, and rows in each."""
     height, width = (-(-size // stride) for size in x.shape[1:3])
-    # In an exported program the batch may be a symbol; a single row is small enough.
+    # In an exported program the batch may be a symbol: then each band is one row.
     batch = x.shape[3] if isinstance(x.shape[3], int) else _BAND_BYTES
     row_bytes = 9 * x.shape[0] * width * batch * x.dtype.itemsize
     fits = lambda rows: height % rows == 0 and rows * row_bytes <= _BAND_BYTES

@@ -180,7 +180,7 @@ def _resumed_or_pretrained(fresh, run, model, init_from):
     if (restored := run.restore(fresh)) is not None:
         print_resumed(*restored)
         return restored[0]
-    if not init_from or init_from == "None":  # as a flag says it
+    if not init_from:
         return fresh
     weights = weights_for(model, fresh.learned(), init_from)
     return fresh.begin_with(jax.device_put(weights, fresh.step.sharding))

@@ -1,5 +1,6 @@
 """Names and layouts of variables in PyTorch's `state_dict`, and back."""
 
+import heapq
 import itertools
 import math
 import re
@@ -26,6 +27,7 @@ _LEAVES = {
 # PyTorch's axes among Flax's: HWIO -> OIHW, (in, out) -> (out, in).
 _AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 _COUNTER = "num_batches_tracked"  # of every norm; nothing depends on it
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 
 
 class Place(NamedTuple):
@@ -97,30 +99,31 @@ def from_state_dict(
       tensors: by PyTorch's names.
       variables: arrays or abstract ones, whose names and shapes are expected.
 
+    Floats of other widths are cast to float32.
+
     Raises:
-      InputError: unless tensors and variables match one to one, in shape and dtype
-        too; it names what does not, on both sides.
+      InputError: unless tensors and variables match one to one, in shape too; it names
+        what does not, on both sides. Also for a number that float32 can't hold.
     """
     places = name_map(variables)
-    expected = {
-        name: f"float32{list(_torch_shape(variables, place))}"
-        for name, place in places.items()
-    }
+    expected = {name: _torch_shape(variables, place) for name, place in places.items()}
     counters, weights = {}, {}
     for name, tensor in tensors.items():
         norm, _, leaf = name.rpartition(".")
         is_counter = leaf == _COUNTER and f"{norm}.running_var" in places
-        if is_counter and _describe(tensor) == "int64[]":
-            counters[norm] = int(tensor)
+        if is_counter and tensor.shape == ():
+            # A float where all tensors of a network were cast; in float16 up to 65,504.
+            counters[norm] = int(tensor) if np.isfinite(tensor) else 0
         else:
             weights[name] = tensor
     complaints = {
         "the file lacks": places.keys() - weights.keys(),
         "the model has no place for": weights.keys() - places.keys(),
         "of another shape or type": [
-            f"{name} ({_describe(weights[name])}, expected {expected[name]})"
-            for name in places
-            if name in weights and _describe(weights[name]) != expected[name]
+            f"{name} ({_describe(weights[name])}, expected float32{list(shape)})"
+            for name, shape in expected.items()
+            if name in weights
+            and not (is_float(weights[name]) and weights[name].shape == shape)
         ],
     }
     if found := [
@@ -129,7 +132,11 @@ def from_state_dict(
         raise InputError("; ".join(found))
     filled = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), variables)
     for name, place in places.items():
-        _tensor(filled, place)[...] = weights[name]
+        target = _tensor(filled, place)
+        with np.errstate(over="ignore"):
+            target[...] = weights[name]
+        if np.any(np.isinf(target) & np.isfinite(weights[name])):
+            raise InputError(f"a number in {name!r:.90} is too large for float32")
     return filled, counters
 
 
@@ -185,11 +192,16 @@ def _describe(tensor):
     return f"{tensor.dtype}{list(tensor.shape)}"
 
 
+def is_float(tensor: np.ndarray) -> bool:
+    """Tells whether a tensor is of floats, of any width."""
+    return str(tensor.dtype) in _FLOATS
+
+
 def some(names: Iterable[str]) -> str:
     """The first three of names in quotes, and how many more there are."""
-    names = sorted(names, key=_natural)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"{name!r:.90}" for name in names[:3]) + more
+    cut = [name[:90] for name in names]
+    more = f" and {len(cut) - 3} more" if len(cut) > 3 else ""
+    return ", ".join(map(repr, heapq.nsmallest(3, cut, key=_natural))) + more
 
 
 def _natural(name):

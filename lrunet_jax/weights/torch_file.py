@@ -21,8 +21,8 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
     """Opens a file of `torch.save` that holds a state_dict, see `torch_layout`.
 
     A published file is recognised by its content. For any other the data set that it
-    was trained on is unknown. Prints what was found, unless it is the original's
-    layout or a bare state_dict.
+    was trained on is unknown. Prints the words of `find_tensors`, if there are any, on
+    standard error.
 
     Raises:
       InputError: if it can't be read, or is none of the networks.
@@ -44,10 +44,10 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
-    if found:
-        print(f"{path.name}: {found}", file=sys.stderr)  # not among what is printed
     percent = _number(path, tree, "acc") or None  # 0 stands for what nobody knows
     epoch = _number(path, tree, "epoch") if percent else None
+    if found:
+        print(f"{path.name}: {found}", file=sys.stderr)  # not among a command's figures
     return StoredModel(
         arguments=arguments,
         channels=channels,

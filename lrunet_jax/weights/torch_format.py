@@ -3,8 +3,8 @@
 `torch.save` has had two containers, and both are read here: the legacy one, a row of
 pickles followed by the raw storages, and the zip archive of today, which is also the
 one written. A pickle is a program, so it is not given to `pickle`, but to a small
-interpreter: it knows tensors, numbers, strings and plain containers, and refuses
-anything else without running it.
+interpreter: it knows tensors, numbers, strings and plain containers, and a few types
+that training loops store beside them, and refuses anything else without running it.
 """
 
 import io
@@ -13,6 +13,7 @@ import os
 import pathlib
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -53,7 +54,8 @@ def read(path: str | os.PathLike) -> Any:
     """Reads what `torch.save` put into a file, with tensors as NumPy arrays.
 
     The arrays have the bits and the shapes of `torch.load(weights_only=True)`.
-    Parameters become arrays, an OrderedDict becomes a dict. Of what PyTorch would
+    Parameters become arrays, an OrderedDict and a Counter dicts, a device its name, a
+    `torch.Size` a tuple, and NumPy's scalars numbers. Of what PyTorch would
     load, quantised, complex, sparse and expanded tensors are refused.
 
     Raises:
@@ -194,7 +196,7 @@ def _require_plain(tree: Any) -> None:
                 seen.add(id(value))
                 todo.extend(value.values() if isinstance(value, dict) else value)
         elif not isinstance(value, np.ndarray | str | int | float | None):
-            _refuse("a function or a type as a value")
+            _refuse("a function, a type or bytes as a value")
 
 
 # --- Reading a pickle -------------------------------------------------------------
@@ -210,6 +212,7 @@ class _Machine:
     def __init__(self, max_bytes: int):
         self.storages: dict[str, np.ndarray] = {}
         self._free_bytes = max_bytes
+        self._free_items = MAX_OPCODES
         self._globals: dict[str, Any] = {
             "collections OrderedDict": _ordered_dict,
             "torch._utils _rebuild_tensor_v2": _rebuild_tensor,
@@ -289,6 +292,11 @@ class _Machine:
             _refuse("a pickle that calls what is no function")
         if len(arguments) > 7:
             _refuse("a pickle that calls with too many arguments")
+        # Long ones can be named again and again.
+        items = [a for a in arguments if isinstance(a, dict | list | tuple)]
+        self._free_items -= sum(map(len, items))
+        if self._free_items < 0:
+            _refuse(f"a pickle that calls with more than {MAX_OPCODES:,} items")
         self._stack.append(function(*arguments))
 
     def _build(self, _):
@@ -410,16 +418,26 @@ def _rebuild_tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides)
 
 
+def _counter(counts: Any) -> dict[Any, Any]:
+    """Makes a Counter, as of a scheduler's milestones, the dict that it is."""
+    if not isinstance(counts, dict):
+        _refuse("a Counter of what is no dict")
+    return counts
+
+
 def _device(kind: Any, index: Any = None) -> str:
     """Makes a `torch.device` its name, like `cuda:0`."""
-    if not isinstance(kind, str) or not (index is None or _is_size(index)):
+    if not isinstance(kind, str) or not re.fullmatch("[a-z]{1,20}", kind):
+        _refuse("a device of another kind")
+    if index is not None and not (_is_size(index) and index < 1 << 32):
         _refuse("a device of another kind")
     return kind if index is None else f"{kind}:{index}"
 
 
 def _size(sizes: Any) -> tuple[int, ...]:
     """Makes a `torch.Size` a tuple."""
-    if not isinstance(sizes, tuple) or not all(map(_is_size, sizes)):
+    sound = isinstance(sizes, tuple) and len(sizes) <= MAX_NDIM
+    if not sound or not all(map(_is_size, sizes)):
         _refuse("a torch.Size of no sizes")
     return sizes
 
@@ -444,7 +462,7 @@ def _numpy_scalar(dtype: Any, content: Any) -> int | float:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Makes bytes of a string, as which Python 2's pickles hold them."""
+    """Makes bytes of a string, as which pickles of protocol 2 hold them."""
     if not isinstance(text, str) or encoding != "latin1":
         _refuse("bytes in another encoding")
     return text.encode("latin1")
@@ -452,6 +470,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 # What training loops store beside tensors; no other name is known.
 _BESIDE_TENSORS: dict[str, Callable[..., Any]] = {
+    "collections Counter": _counter,
     "torch device": _device,
     "torch Size": _size,
     "numpy dtype": _numpy_dtype,

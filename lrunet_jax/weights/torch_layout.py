@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from lrunet_jax.errors import InputError
-from lrunet_jax.weights.state_dict import MARKS, some
+from lrunet_jax.weights.state_dict import MARKS, is_float, some
 
 _WRAPPERS = re.compile(r"((module|_orig_mod|model|net)\.)*")  # before a tensor's name
-_AVERAGED = re.compile(r"ema|swa|aver", re.IGNORECASE)  # in a key: not the raw weights
 _USUAL = ["net", "model", "state_dict", "model_state_dict"]  # keys of the raw weights
+# In the keys of others, as words of their own.
+_AVERAGED = re.compile(
+    r"(?<![a-z])(ema|swa|avg|averaged?|shadow|teacher)(?![a-z])", re.IGNORECASE
+)
 
 Place = tuple[str, ...]  # the keys that lead to a dict
 
@@ -26,19 +29,17 @@ _PLAIN: list[tuple[Place, str]] = [((), ""), (("net",), ""), (("net",), "module.
 def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
     """The tensors of the network in `tree`, which `torch_format.read` gives.
 
-    Of several networks the raw one is taken, not its moving average. Floats of other
-    widths are cast to float32.
+    Of several networks the raw one is taken, not its moving average.
 
     Returns:
-      The tensors by the original's names, and in words what was found, other networks
-      that are there among it; no words for the layout of the original and for a bare
-      state_dict.
+      The tensors by the original's names, and in words where they were, which other
+      networks and tensors are there, and which floats are not float32; no words where
+      a bare state_dict, or the layout of the original, holds nothing of that.
 
     Raises:
-      InputError: if no dict holds tensors of one of the five networks, or a number is
-        too large for float32.
+      InputError: if no dict holds tensors of one of the five networks.
     """
-    dicts = dict(_dicts(tree, ()))
+    dicts = dict(_dicts(tree))
     prefixes = {place: _prefix(found) for place, found in dicts.items()}
     networks = [place for place, prefix in prefixes.items() if prefix is not None]
     if not networks:
@@ -48,29 +49,27 @@ def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
     arrays = _arrays(dicts[place])
     of_network = [k for k in arrays if isinstance(k, str) and k.startswith(prefix)]
     tensors = {key.removeprefix(prefix): arrays[key] for key in of_network}
-    strange = arrays.keys() - set(of_network)
-    wide = {str(t.dtype) for t in tensors.values() if _is_other_float(t)}
-    tensors = {name: _as_float32(name, tensor) for name, tensor in tensors.items()}
+    left = [*map(str, arrays.keys() - set(of_network)), *map(".".join, others)]
+    cast = {str(t.dtype) for t in tensors.values() if is_float(t)} - {"float32"}
     words = []
-    if (place, prefix) not in _PLAIN:
-        words += [_named(place) if place else "a state_dict"]
-        words += [f"names after {prefix!r}"] if prefix else []
-    words += [f"{', '.join(sorted(wide))} cast to float32"] if wide else []
-    left = [*map(str, strange), *map(_named, others)]
+    if left or cast or (place, prefix) not in _PLAIN:
+        words += [_in_print(".".join(place)) or "a state_dict"]
+    words += [f"names after {prefix!r}"] if prefix and words else []
+    words += [f"{', '.join(sorted(cast))} cast to float32"] if cast else []
     return tensors, ", ".join(words) + (f"; left out {some(left)}" if left else "")
 
 
-def _dicts(
-    tree: Any, place: Place, seen: set[int] | None = None
-) -> Iterator[tuple[Place, dict[Any, Any]]]:
-    """The dicts in dicts, the outer ones first, each once."""
-    seen = set() if seen is None else seen
-    if not isinstance(tree, dict) or id(tree) in seen or len(place) > 3:
-        return
-    seen.add(id(tree))
-    yield place, tree
-    for key, value in tree.items():
-        yield from _dicts(value, (*place, str(key)), seen)
+def _dicts(tree: Any) -> Iterator[tuple[Place, dict[Any, Any]]]:
+    """The dicts in dicts, the outer ones first, each once, down to three keys."""
+    level, seen = [((), tree)], set()
+    for _ in range(4):
+        found = [(p, d) for p, d in level if isinstance(d, dict) and id(d) not in seen]
+        level = []
+        for place, tree in found:
+            if id(tree) not in seen:  # twice on one level
+                seen.add(id(tree))
+                yield place, tree
+                level += [((*place, str(key)), value) for key, value in tree.items()]
 
 
 def _prefix(found: dict[Any, Any]) -> str | None:
@@ -85,7 +84,7 @@ def _prefix(found: dict[Any, Any]) -> str | None:
 
 def _preference(place: Place) -> tuple[bool, int]:
     averaged = any(map(_AVERAGED.search, place))
-    key = place[0] if place else _USUAL[0]
+    key = place[-1] if place else _USUAL[0]
     return averaged, _USUAL.index(key) if key in _USUAL else len(_USUAL)
 
 
@@ -93,32 +92,20 @@ def _arrays(found: dict[Any, Any]) -> dict[Any, np.ndarray]:
     return {k: value for k, value in found.items() if isinstance(value, np.ndarray)}
 
 
-def _is_other_float(tensor: np.ndarray) -> bool:
-    return str(tensor.dtype) in ("float16", "bfloat16", "float64")
-
-
-def _as_float32(name: str, tensor: np.ndarray) -> np.ndarray:
-    if not _is_other_float(tensor):
-        return tensor
-    with np.errstate(over="ignore"):
-        cast = tensor.astype(np.float32)
-    if np.any(np.isinf(cast) & np.isfinite(tensor)):
-        raise InputError(f"a number in {name!r:.90} is too large for float32")
-    return cast
-
-
-def _named(place: Place) -> str:
-    return f"{'.'.join(place):.90}"
+def _in_print(text: str) -> str:
+    """The text without line ends and other control characters, cut."""
+    return repr(text[:90])[1:-1]
 
 
 def _contents(dicts: dict[Place, dict[Any, Any]]) -> str:
     """The keys that are there, and the names of the largest dict of tensors."""
-    keys = some(map(str, dicts.get((), {})))
+    if not dicts.get(()):
+        return "it holds nothing by name"
     arrays = {
         place: list(map(str, _arrays(found))) for place, found in dicts.items() if place
     }
     largest = max(arrays, key=lambda place: len(arrays[place]), default=())
-    if not keys:
-        return "it holds nothing by name"
-    inside = f", and in {_named(largest)!r} are {some(arrays[largest])}"
-    return f"its keys are {keys}" + (inside if largest and arrays[largest] else "")
+    keys = f"its keys are {some(map(str, dicts[()]))}"
+    if not largest or not arrays[largest]:
+        return keys
+    return f"{keys}, and in {_in_print('.'.join(largest))} are {some(arrays[largest])}"
