@@ -102,5 +102,6 @@ def test_the_best_and_the_two_latest_are_kept_over_many_epochs(directory):
         checkpoints.close()
         kept.append(sorted(int(path.name) for path in directory.iterdir()))
     assert kept == [[4, 5], [6, 8, 9], [12, 13]]
-    step, _, _, metrics = read_checkpoint(directory, None, lambda _: {})
-    assert (step, metrics["test_accuracy"]) == (12, 0.95)
+    wanted = {"step": jax.ShapeDtypeStruct((), np.int32)}
+    step, fields, _, metrics = read_checkpoint(directory, None, lambda _: wanted)
+    assert (step, int(fields["step"]), metrics["test_accuracy"]) == (12, 12, 0.95)

@@ -41,7 +41,7 @@ def test_a_reader_who_has_seen_enough_is_no_mistake():
     reading, writing = os.pipe()
     os.close(reading)
     result = subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.summary"],
+        [sys.executable, "-m", "lrunet_jax.results", "docs/cifar10-lru1-paper"],
         cwd=ROOT,
         stdout=writing,
         stderr=subprocess.PIPE,

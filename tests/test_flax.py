@@ -21,6 +21,14 @@ SMALL = {
 }
 
 networks = pytest.mark.parametrize("name", SMALL)
+# Some seconds each.
+one_fast = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "lrunet" else pytest.mark.slow)
+        for name in SMALL
+    ],
+)
 
 
 @functools.cache
@@ -34,15 +42,16 @@ def small(name, shape=(4, 16, 16, 3), dtype=np.float32, **fields):
 @networks
 def test_tabulate_prints_every_layer(name):
     model = create_model(name.split(",")[0], **SMALL[name])
-    table = model.tabulate(jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
-    layers = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)))
+    images, wide = jnp.zeros((2, 32, 32, 3)), {"width": 200}
+    table = model.tabulate(jax.random.key(0), images, console_kwargs=wide)
+    layers = jax.eval_shape(model.init, jax.random.key(0), images)
     for layer in layers["params"]:
         assert f" {layer} " in table
     total = sum(leaf.size for leaf in jax.tree.leaves(layers["params"]))
-    assert f" {total:,} " in table
+    assert f"{total:,} " in table
 
 
-@networks
+@one_fast
 def test_an_exported_program_takes_batches_of_any_size(name):
     model, variables, images = small(name)
     (size,) = export.symbolic_shape("batch")
@@ -51,13 +60,12 @@ def test_an_exported_program_takes_batches_of_any_size(name):
     exported = export.export(jax.jit(model.apply))(
         jax.tree.map(abstract, variables), of_any_size
     )
-    program = export.deserialize(exported.serialize())
-    for batch in (images, images[:1], np.concatenate([images, images[::-1]])):
+    for batch in (images, images[:1]):
         logits = jax.jit(model.apply)(variables, batch)
         # Bands of rows are cut otherwise; float32 sums of some hundred products.
         scale = np.abs(logits).max()
         np.testing.assert_allclose(
-            program.call(variables, batch), logits, rtol=0, atol=1e-5 * scale
+            exported.call(variables, batch), logits, rtol=0, atol=1e-5 * scale
         )
 
 
@@ -100,7 +108,7 @@ def test_second_derivatives_are_those_of_differences(name):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
 
 
-@networks
+@one_fast
 def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
     model, variables, images = small(name)
     tangent = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)

@@ -244,7 +244,7 @@ def test_only_norms_grow_with_the_iterations():
 def test_each_iteration_has_norms_and_statistics_of_its_own():
     model = LruNet(3, 0.25, 3, drop=0.0)
     images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     _, updates = train(variables, images)
     means = updates["batch_stats"]["stage2"]["iterations"]["dw_bn_list"]["mean"]
@@ -263,7 +263,8 @@ def test_each_iteration_has_norms_and_statistics_of_its_own():
 
 def test_weights_begin_as_the_original_s():
     images = jnp.zeros((1, 32, 32, 3))
-    params = LruNet(layer_reuse=2).init(jax.random.key(0), images)["params"]
+    init = jax.jit(LruNet(layer_reuse=2).init)
+    params = init(jax.random.key(0), images)["params"]
     for name, fan_out in (("dw", 9 * 1024), ("pw", 512)):
         kernel = np.asarray(params["stage4"][name]["kernel"])
         # The standard error of a standard deviation of n values is sd / sqrt(2 n).
@@ -283,7 +284,8 @@ def test_logits_are_never_negative_and_any_image_size_works():
     model = create_model("lrunet", width_mult=0.125, layer_reuse=1, num_classes=7)
     for size in (28, 33):
         images = jax.random.normal(jax.random.key(1), (2, size, size, 1))
-        logits = model.apply(model.init(jax.random.key(0), images), images)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        logits = jax.jit(model.apply)(variables, images)
         assert logits.shape == (2, 7)
         assert (logits >= 0).all()
 
