@@ -47,18 +47,6 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
 
-RUNS = {"undisturbed", "everything", "workdir"}  # fixtures of modules, that train
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Puts slow tests first, and those that share a run on one worker."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
-    for item in items:
-        for name in RUNS.intersection(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(f"{item.module.__name__} {name}"))
-
-
 def command(name, *arguments, cwd=ROOT):
     """Runs `python -m lrunet_jax.NAME ARGUMENTS...` to its end, in this process."""
     module = importlib.import_module(f"lrunet_jax.{name}")

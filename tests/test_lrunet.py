@@ -150,7 +150,6 @@ def plain_results(train, width):
     return loss_and_gradients(plain, variables_of(width)[1], LABELS)
 
 
-@pytest.mark.xdist_group("plain loop")
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
