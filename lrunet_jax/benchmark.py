@@ -152,7 +152,7 @@ def main() -> None:
     device = jax.devices()[0]
     rows: list[dict[str, Any]] = []
     for name, arguments, image_shape in _networks(args):
-        if args.all:  # half an hour
+        if args.all:  # most of an hour, with PyTorch
             print(f"{len(rows) + 1}/{len(PUBLISHED)} {name}", file=sys.stderr)
         model = create_model(**arguments)
         highest = jax.default_matmul_precision("highest")

@@ -19,21 +19,26 @@ if torch is not None:
 # Sums of up to 1e4 float64 products, 2e-16 each, through up to 60 layers.
 TOLERANCE = 1e-10
 
-NETWORKS = [
-    ("lrunet", {"width_mult": 1.0, "layer_reuse": 3}),
-    ("lrunet", {"width_mult": 2.0, "layer_reuse": 1}),
+ONE_OF_EACH = [
     ("lrunet", {"width_mult": 0.375, "layer_reuse": 2}),
     ("mobilenet", {"width_mult": 0.25}),
-    ("mobilenet", {"width_mult": 0.4}),
     ("mobilenet_v2", {"width_mult": 0.25}),
+    ("shufflenet", {"width_mult": 0.5, "groups": 3}),
+    ("shufflenet_v2", {"width_mult": 0.25}),
+]
+OTHERS = [
+    ("lrunet", {"width_mult": 1.0, "layer_reuse": 3}),
+    ("lrunet", {"width_mult": 2.0, "layer_reuse": 1}),
+    ("mobilenet", {"width_mult": 0.4}),
     ("mobilenet_v2", {"width_mult": 1.1}),
     ("shufflenet", {"width_mult": 0.5, "groups": 1}),
     ("shufflenet", {"width_mult": 0.5, "groups": 2}),
-    ("shufflenet", {"width_mult": 0.5, "groups": 3}),
     ("shufflenet", {"width_mult": 0.5, "groups": 4}),
     ("shufflenet", {"width_mult": 1.0, "groups": 8}),
-    ("shufflenet_v2", {"width_mult": 0.25}),
     ("shufflenet_v2", {"width_mult": 1.5}),
+]
+NETWORKS = ONE_OF_EACH + [
+    pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS
 ]
 
 
