@@ -1,6 +1,7 @@
 """Commands, fixtures, and the numbers of the original where they are at hand."""
 
 import contextlib
+import functools
 import importlib
 import io
 import json
@@ -45,6 +46,13 @@ needs_torch = pytest.mark.skipif(
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
+
+
+# Of small arrays, where compiling takes most of the time: the program is the same, but
+# its machine code is not optimised.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def command(name, *arguments, cwd=ROOT):

@@ -3,9 +3,12 @@
 import json
 
 import pytest
-from conftest import command
+from conftest import command, needs_torch, torch
 
 from lrunet_jax.weights.published import PUBLISHED
+
+if torch is not None:
+    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 @pytest.mark.slow
@@ -25,25 +28,31 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
 
 
 @pytest.mark.slow
+@needs_torch
 def test_pytorch_beside_it(shared):
-    paths = [
-        shared / "checkpoints" / name
-        for name in (
-            "fashionmnist-lru1-ckpt-09117.t7",
-            "fmnist-shufflenetv2-025x-ckpt-09342.t7",
-        )
-    ]
-    arguments = (*paths, f"--data_dir={shared / 'tfds'}", "--torch")
+    path = shared / "checkpoints" / "fmnist-shufflenetv2-025x-ckpt-09342.t7"
+    arguments = (path, f"--data_dir={shared / 'tfds'}", "--torch")
     result = command("compare", *arguments, "--json")
     assert result.returncode == 0, result.stderr
-    for row in json.loads(result.stdout):
-        assert row["torch_correct"] == row["correct"]
-        # float32 logits of either side move by 1e-5 with the order of their sums.
-        assert 0 < row["logit_difference"] < 1e-4
-        assert row["torch_images_per_second"] > 0
-    table = command("compare", *arguments).stdout
+    (row,) = json.loads(result.stdout)
+    assert row["torch_correct"] == row["correct"] == 9342
+    # float32 logits of either side move by 1e-5 with the order of their sums.
+    assert 0 < row["logit_difference"] < 1e-4
+    assert row["torch_images_per_second"] > 0
+
+
+@needs_torch
+def test_the_table_has_a_row_a_network(tmp_path):
+    for width in (0.1, 0.2):
+        oracle = create_torch_model("mobilenet", 1, 10, width)
+        torch.save(
+            {"net": oracle.state_dict(), "acc": 12.5, "epoch": 1},
+            tmp_path / f"{width}.pt",
+        )
+    paths = (tmp_path / "0.1.pt", tmp_path / "0.2.pt")
+    table = command("compare", *paths, "--dataset=digits", "--torch").stdout
     assert table.startswith("| checkpoint")
-    assert "| 91.17%" in table
+    assert table.count("| 12.50%") == 2
     assert table.count("\n") == 4
 
 

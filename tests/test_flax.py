@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_jit
 from jax import export
 
 from lrunet_jax import create_model, ops
@@ -65,11 +66,11 @@ def test_an_exported_program_takes_batches_of_any_size(name):
     (size,) = export.symbolic_shape("batch")
     abstract = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
     of_any_size = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
-    exported = export.export(jax.jit(model.apply))(
+    exported = export.export(quick_jit(model.apply))(
         jax.tree.map(abstract, variables), of_any_size
     )
     for batch in (images, images[:1]):
-        logits = jax.jit(model.apply)(variables, batch)
+        logits = quick_jit(model.apply)(variables, batch)
         # Bands of rows are cut otherwise; float32 sums of some hundred products.
         scale = np.abs(logits).max()
         np.testing.assert_allclose(
@@ -82,9 +83,9 @@ def test_an_exported_program_takes_batches_of_any_size(name):
 @networks
 def test_second_derivatives_are_those_of_differences(name):
     fields = {} if "shuffle" in name else {"drop": 0.0}
-    model, variables, images = small(name, (2, 8, 8, 3), np.float64, **fields)
+    model, variables, images = small(name, (4, 8, 8, 3), np.float64, **fields)
     rng = np.random.default_rng(1)
-    weights = rng.normal(size=(2, 10))
+    weights = rng.normal(size=(4, 10))
     params = variables["params"]
     direction = jax.tree.map(
         lambda a: rng.normal(size=a.shape) * (0.1 + np.std(a)), params
@@ -96,9 +97,9 @@ def test_second_derivatives_are_those_of_differences(name):
         )
         return jnp.sum(jax.nn.log_softmax(logits) * weights)
 
-    gradient = jax.jit(jax.grad(loss))
+    gradient = quick_jit(jax.grad(loss))
 
-    @jax.jit
+    @quick_jit
     def product(params):
         along = lambda p: jax.tree.map(jnp.vdot, jax.grad(loss)(p), direction)
         return jax.grad(lambda p: sum(jax.tree.leaves(along(p))))(params)
@@ -125,8 +126,8 @@ def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
         return model.apply(variables, images)
 
     with ops.lowering("xla"):
-        _, along = jax.jvp(jax.jit(logits), (images,), (tangent,))
-        _, vjp = jax.vjp(jax.jit(logits), images)
+        _, along = jax.jvp(quick_jit(logits), (images,), (tangent,))
+        _, vjp = jax.vjp(quick_jit(logits), images)
     weights = np.random.default_rng(2).normal(size=along.shape).astype(np.float32)
     (backward,) = vjp(weights)
     # Both are the same bilinear form, in sums of thousands of float32.
@@ -141,7 +142,7 @@ def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
 def test_no_images_have_no_logits(name, lowering):
     model, variables, images = small(name)
     with ops.lowering(lowering):
-        logits = jax.jit(model.apply)(variables, images[:0])
+        logits = quick_jit(model.apply)(variables, images[:0])
     assert logits.shape == (0, 10)
 
 

@@ -203,8 +203,8 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "image": tfds.features.Image(shape=(28, 28, 1)),
             "label": tfds.features.ClassLabel(num_classes=10),
         }
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
         )
 
     def _split_generators(self, _):
@@ -246,11 +246,8 @@ def test_a_small_set_of_tfds_is_cropped_to_32_and_evaluated_at_28(
     workdir = tmp_path / "run"
     train_and_evaluate(config, str(workdir), data_dir)
     assert "90 training and 30 test images of 28x28x1" in capsys.readouterr().out
-    assert (True, (30, 32, 32, 1)) in shapes
-    assert (False, (30, 28, 28, 1)) in shapes
-    assert not {shape for _, shape in shapes} - {
-        *((1, 28, 28, 1), (30, 32, 32, 1), (30, 28, 28, 1))
-    }
+    batches = {(train, shape) for train, shape in shapes if shape[0] > 1}
+    assert batches == {(True, (30, 32, 32, 1)), (False, (30, 28, 28, 1))}
     lines = log_of(workdir)
     assert [line["step"] for line in lines] == [3, 6, 9]
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -175,7 +176,7 @@ def test_max_pool_gives_the_gradient_to_the_first_maximum(
     x = jnp.asarray(rng.integers(0, levels, (channels, height, width, batch)), float)
     cotangent = normal(seed, channels, -(-height // 2), -(-width // 2), batch)
 
-    @jax.jit
+    @quick_jit
     def pool(x, cotangent):
         out, vjp = jax.vjp(lambda x: ops.max_pool(x, lowering=lowering), x)
         return out, *vjp(cotangent)
@@ -266,7 +267,7 @@ def test_batch_norm_s_gradient_is_that_of_its_formula(lowering):
 def test_bfloat16_gradients_are_those_of_float32(operator, shapes, lowering):
     x, kernel = (normal(i, *shape).astype("float32") for i, shape in enumerate(shapes))
 
-    @jax.jit
+    @quick_jit
     def gradients(x, kernel):
         out, vjp = jax.vjp(lambda *a: operator(*a, lowering=lowering), x, kernel)
         return vjp(normal(7, *out.shape).astype(out.dtype))
@@ -325,7 +326,7 @@ def test_what_is_materialised_is_computed_once():
         x = normal(0, 8, 8, 8, 16)
 
     def flops(count):
-        compiled = jax.jit(residual_sums, static_argnums=1).lower(x, count).compile()
+        compiled = quick_jit(residual_sums, static_argnums=1).lower(x, count).compile()
         return compiled.cost_analysis()["flops"]
 
     # In XLA's hands, the sixth sum computes the five before it anew: 2.2 times as many.

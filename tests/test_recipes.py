@@ -1,12 +1,12 @@
 """The options of today's recipes, each against its definition, and all together."""
 
-import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import quick_jit
 from test_loop import (
     STEPS_PER_EPOCH,
     assert_same_bits,
@@ -25,7 +25,9 @@ from lrunet_jax.train.loop import train_and_evaluate
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import make_train_call, train_step
+from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.loading import open_model, save_model, weights_for
+from lrunet_jax.weights.state_dict import to_state_dict
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +60,7 @@ def batch(size=16):
 
 def test_ema_is_the_average_it_says():
     state = small_state(ema_decay=0.3)
-    step = jax.jit(train_step)
+    step = quick_jit(train_step)
     expected = jax.tree.map(lambda a: np.asarray(a, np.float64), state.learned())
     for i in range(4):
         state = step(state, *batch(), jax.random.key(i))
@@ -81,7 +83,7 @@ def test_without_ema_there_is_nothing_of_it():
     state = small_state()
     assert state.ema == {}
     assert list(state.evaluated()) == ["test_"]
-    assert jax.jit(train_step)(state, *batch(), jax.random.key(0)).ema == {}
+    assert quick_jit(train_step)(state, *batch(), jax.random.key(0)).ema == {}
 
 
 def test_input_stats_are_those_of_the_pixels():
@@ -98,7 +100,7 @@ def test_images_are_normalised_by_the_statistics_in_the_variables(name):
     state = small_state(name)
     images, _ = batch()
     stats = {"mean": np.float32([0.3]), "std": np.float32([0.2])}
-    apply = jax.jit(state.apply_fn)
+    apply = quick_jit(state.apply_fn)
     found = apply(state.variables() | {"input_stats": stats}, images)
     expected = apply(state.variables(), (images - 0.3) / np.float32(0.2))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -120,10 +122,10 @@ def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
     assert "bf16[" not in jaxpr["float32"]
     assert "bf16[64,8,8,16]" in jaxpr["bfloat16"]  # what the stem puts out
     images, labels = batch()
-    new = jax.jit(train_step)(state, images.astype(jnp.bfloat16), labels, key)
+    new = quick_jit(train_step)(state, images.astype(jnp.bfloat16), labels, key)
     for leaf in jax.tree.leaves(new.learned()):
         assert leaf.dtype == jnp.float32
-    single = jax.jit(train_step)(state, images, labels, key)
+    single = quick_jit(train_step)(state, images, labels, key)
     # bfloat16 has 8 bits; a few dozen products deep the loss keeps two digits.
     np.testing.assert_allclose(new.metrics.loss, single.metrics.loss, rtol=0.05)
 
@@ -161,7 +163,7 @@ def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
     # Evaluated alone, the weights have the accuracy of the record.
     model, variables = lrunet_jax.load(everything)
     test = data.load_split("digits", "test")
-    logits = jax.jit(model.apply)(variables, test.images.astype(np.float32) / 255)
+    logits = quick_jit(model.apply)(variables, test.images.astype(np.float32) / 255)
     accuracy = np.mean(np.argmax(logits, -1) == test.labels)
     assert accuracy == pytest.approx(best["test_ema_accuracy"])
     stats = data.input_stats(data.load_split("digits", "train"))
@@ -182,13 +184,15 @@ def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
     assert result.stderr.count("\n") == 1
 
 
-def test_training_begins_from_given_weights(shared, tmp_path, capsys):
-    original = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
-    path = tmp_path / original.name
-    shutil.copy(original, path)
+def test_training_begins_from_given_weights(tmp_path, capsys):
+    path = tmp_path / "tiny.pt"
+    model = create_model("lrunet", layer_reuse=1, width_mult=0.125)
+    images = jnp.zeros((1, 32, 32, 1))
+    variables = quick_jit(model.init)(jax.random.key(7), images)
+    torch_format.write(path, {"net": to_state_dict(variables, 0)})
     config = tiny_config(init_from=str(path), learning_rate=0.0)
     config.update(epochs=1, batch_size=512)
-    config.model.update({"layer_reuse": 1, "width_mult": 1.0})
+    config.model.update({"layer_reuse": 1, "width_mult": 0.125})
     config.weight_decay = 0.0
     state = train_and_evaluate(config, str(tmp_path / "same"))
     assert_same_bits(state.params, open_model(path).variables["params"])
@@ -209,7 +213,8 @@ def test_a_classifier_of_other_classes_stays_fresh(shared, tmp_path, capsys):
     path = shared / "golden" / "train" / "mobilenet_w025_init.t7"
     stored = open_model(path)
     own = create_model(**(stored.arguments | {"num_classes": 7}))
-    variables = own.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    variables = quick_jit(own.init)(jax.random.key(0), images)
 
     found = weights_for(own, variables, str(path))
     assert "classifier_1 is of another number of classes" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, quick_jit
 from jax.sharding import AxisType
 
 from lrunet_jax import create_model, data
@@ -35,7 +35,7 @@ def random_split(size=10, shape=(16, 16, 3)):
 def test_a_step_moves_every_parameter_and_statistic():
     state = small_state()
     images, labels = random_split()
-    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    new = quick_jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
     assert int(new.step) == 1
     assert int(new.metrics.count) == 10
     before = (state.params, state.batch_stats)
@@ -71,7 +71,7 @@ def test_the_learning_rate_follows_the_epochs_done_with_their_fraction():
 def test_the_running_variance_takes_the_unbiased_variance():
     state = small_state()
     images, labels = random_split()
-    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    new = quick_jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
     kernel = state.params["features_0"]["kernel"]
     stem = jax.lax.conv_general_dilated(
         images / np.float32(255),
@@ -90,7 +90,7 @@ def test_the_running_variance_takes_the_unbiased_variance():
 def test_dropout_follows_the_key():
     state = small_state(drop=0.5)
     images, labels = random_split()
-    step = jax.jit(train_step)
+    step = quick_jit(train_step)
     losses = [
         float(step(state, images / 255.0, labels, jax.random.key(k)).metrics.loss)
         for k in (0, 0, 1)
