@@ -142,11 +142,11 @@ def main() -> None:
             value = getattr(args, field, default)
             require(value == default, field, value, "left out with --all")
     if args.torch:
-        require_torch()
         platform = jax.default_backend()
         require(platform == "cpu", "platform", platform, "cpu, to compare with --torch")
         require(args.dtype == "float32", "dtype", args.dtype, "float32 with --torch")
         require(args.rounds >= 5, "rounds", args.rounds, "at least 5 with --torch")
+        require_torch()
 
     lowering = ops.resolve(args.lowering)
     device = jax.devices()[0]

@@ -170,6 +170,7 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
 def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
     eight = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     small = ("--config.model.width_mult=0.125", "--config.model.layer_reuse=1")
+    small += ("--config.batch_size=480", "--config.schedule=piecewise")  # 3 steps
     for name, environments in (
         ("from 8", (eight, os.environ)),
         ("from 1", (os.environ, eight)),
@@ -177,20 +178,19 @@ def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
         workdir = tmp_path / name
         outputs = []
         for epochs, environment in enumerate(environments, start=1):
-            flags = (f"--config.epochs={epochs}", "--config.schedule=piecewise")
-            result = run(workdir, *small, *flags, env=environment)
+            flags = (*small, f"--config.epochs={epochs}")
+            result = run(workdir, *flags, env=environment)
             assert result.returncode == 0, result.stderr
             outputs.append(result.stdout)
         devices = [8 if env is eight else 1 for env in environments]
         for output, count in zip(outputs, devices, strict=True):
             assert f"devices  {count} x cpu" in output
-        assert f"resumed  step {STEPS_PER_EPOCH}, epoch 2" in outputs[1]
+        assert "resumed  step 3, epoch 2" in outputs[1]
         assert [line["epoch"] for line in log_of(workdir)] == [1, 2]
-    # One step after the other, whatever the devices: sums in another order, for 46
-    # steps at a rate of 0.05.
+    # The same steps, whatever the devices: their sums are in another order.
     one, other = (log_of(tmp_path / name) for name in ("from 8", "from 1"))
     for a, b in zip(one, other, strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.01)
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
