@@ -97,8 +97,8 @@ def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
     # A text that is not there, as flags say it.
-    given = flags.FLAGS["config"].override_values.items()
-    empty = {field: "" for field, value in given if value == "None"}
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    empty = {field: "" for field, value in given.items() if value == "None"}
     config.value.update_from_flattened_dict(empty)
     return config.value
 

@@ -61,7 +61,8 @@ def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
 
 def _dicts(tree: Any) -> Iterator[tuple[Place, dict[Any, Any]]]:
     """The dicts in dicts, the outer ones first, each once, down to three keys."""
-    level, seen = [((), tree)], set()
+    level: list[tuple[Place, Any]] = [((), tree)]
+    seen: set[int] = set()
     for _ in range(4):
         found = [(p, d) for p, d in level if isinstance(d, dict) and id(d) not in seen]
         level = []
