@@ -126,8 +126,8 @@ def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
         return model.apply(variables, images)
 
     with ops.lowering("xla"):
-        _, along = jax.jvp(quick_jit(logits), (images,), (tangent,))
-        _, vjp = jax.vjp(quick_jit(logits), images)
+        _, along = jax.jvp(jax.jit(logits), (images,), (tangent,))
+        _, vjp = jax.vjp(jax.jit(logits), images)
     weights = np.random.default_rng(2).normal(size=along.shape).astype(np.float32)
     (backward,) = vjp(weights)
     # Both are the same bilinear form, in sums of thousands of float32.
