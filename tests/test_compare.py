@@ -30,15 +30,23 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
 @pytest.mark.slow
 @needs_torch
 def test_pytorch_beside_it(shared):
-    path = shared / "checkpoints" / "fmnist-shufflenetv2-025x-ckpt-09342.t7"
-    arguments = (path, f"--data_dir={shared / 'tfds'}", "--torch")
+    paths = [
+        shared / "checkpoints" / name
+        for name in (
+            "fashionmnist-lru1-ckpt-09117.t7",
+            "fmnist-shufflenetv2-025x-ckpt-09342.t7",
+        )
+    ]
+    arguments = (*paths, f"--data_dir={shared / 'tfds'}", "--torch")
     result = command("compare", *arguments, "--json")
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads(result.stdout)
-    assert row["torch_correct"] == row["correct"] == 9342
-    # float32 logits of either side move by 1e-5 with the order of their sums.
-    assert 0 < row["logit_difference"] < 1e-4
-    assert row["torch_images_per_second"] > 0
+    rows = json.loads(result.stdout)
+    assert [row["correct"] for row in rows] == [9117, 9342]
+    for row in rows:
+        assert row["torch_correct"] == row["correct"]
+        # float32 logits of either side move by 1e-5 with the order of their sums.
+        assert 0 < row["logit_difference"] < 1e-4
+        assert row["torch_images_per_second"] > 0
 
 
 @needs_torch

@@ -21,8 +21,6 @@ if torch is not None:
 @pytest.fixture(scope="module")
 def network():
     """A state_dict, and the variables of the same network here."""
-    if torch is None:
-        pytest.skip("PyTorch is not installed: pip install 'lrunet_jax[torch]'")
     torch.manual_seed(0)
     return create_torch_model("lrunet", 3, 10, 0.125, layer_reuse=2).state_dict()
 
@@ -50,6 +48,7 @@ def stem(state_dict):
     return state_dict["features.0.weight"].float().numpy()
 
 
+@needs_torch
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -85,6 +84,7 @@ LIGHTNING = {
 }
 
 
+@needs_torch
 @pytest.mark.parametrize(
     ("wrap", "said"),
     [
@@ -163,6 +163,7 @@ def one():
     return torch.ones(1)
 
 
+@needs_torch
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_floats_of_other_widths_are_cast(dtype, network, tmp_path, capsys):
     # All of them, or but for the counters, which `half()` leaves.
@@ -179,6 +180,7 @@ def test_floats_of_other_widths_are_cast(dtype, network, tmp_path, capsys):
     assert said == f"x.pt: model, {dtype} cast to float32\n"
 
 
+@needs_torch
 def test_a_number_that_float32_cannot_hold_is_refused(network, tmp_path):
     large = {k: v.double() if v.is_floating_point() else v for k, v in network.items()}
     large["features.1.bias"][2] = 1e300
@@ -187,6 +189,7 @@ def test_a_number_that_float32_cannot_hold_is_refused(network, tmp_path):
         open_model(tmp_path / "x.pt")
 
 
+@needs_torch
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_what_stands_beside_tensors_is_read(options, protocol, network, tmp_path):
@@ -325,6 +328,7 @@ def test_calls_upon_calls_end(called, reason, tmp_path):
         torch_format.read(tmp_path / "x.pt")
 
 
+@needs_torch
 def test_control_characters_are_not_printed(network, tmp_path, capsys):
     _, said = opened({"a\n\x1b[31m": network}, tmp_path, capsys)
     assert said == "x.pt: a\\n\\x1b[31m\n"

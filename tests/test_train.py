@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import pytest
 from conftest import ROOT, fresh_flags, train_command
 
@@ -184,11 +183,25 @@ def test_it_runs_from_anywhere(tmp_path):
     assert result.stderr == "error: epochs is 0; it must be at least 1\n"
 
 
-def test_the_cache_of_programs_is_turned_off_by_a_flag(monkeypatch):
-    # `test_programs.py` shows that it is on without one.
-    changes = []
-    monkeypatch.setattr(jax.config, "update", lambda *change: changes.append(change))
-    for flag, off in (("--compilation_cache", False), ("--nocompilation_cache", True)):
-        changes.clear()
-        assert train_command(flag, "--config.epochs=0").returncode == 2
-        assert (("jax_enable_compilation_cache", False) in changes) is off
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "variable", "kept"),
+    [
+        ([], "true", True),
+        (["--nocompilation_cache"], "true", False),
+        ([], "false", False),
+    ],
+)
+def test_compiled_programs_are_kept_in_the_user_s_cache(
+    flags, variable, kept, tmp_path
+):
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = variable
+    tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
+    short = ["--config.epochs=1", "--config.warmup_epochs=0.0"]
+    result = train(
+        *tiny, *short, *flags, f"--workdir={tmp_path / 'run'}", env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert any((tmp_path / "cache").rglob("jit_call*")) == kept

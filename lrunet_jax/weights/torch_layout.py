@@ -64,17 +64,17 @@ def _dicts(tree: Any) -> Iterator[tuple[Place, dict[Any, Any]]]:
     level: list[tuple[Place, Any]] = [((), tree)]
     seen: set[int] = set()
     for _ in range(4):
-        found = [(p, d) for p, d in level if isinstance(d, dict) and id(d) not in seen]
-        level = []
-        for place, tree in found:
-            if id(tree) not in seen:  # twice on one level
-                seen.add(id(tree))
-                yield place, tree
-                level += [((*place, str(key)), value) for key, value in tree.items()]
+        below: list[tuple[Place, Any]] = []
+        for place, value in level:
+            if isinstance(value, dict) and id(value) not in seen:
+                seen.add(id(value))
+                yield place, value
+                below += [((*place, str(key)), inner) for key, inner in value.items()]
+        level = below
 
 
 def _prefix(found: dict[Any, Any]) -> str | None:
-    """What stands before a network's names; None if there is no network."""
+    """The prefix of the names of a network's tensors; None if there is no network."""
     names = [key for key in _arrays(found) if isinstance(key, str)]
     for mark in MARKS:
         for name in names:
