@@ -10,7 +10,7 @@ def keep_compiled_programs() -> None:
     A directory that JAX has been given already, by `JAX_COMPILATION_CACHE_DIR` or
     `jax.config`, stays; `JAX_ENABLE_COMPILATION_CACHE=false` turns all of it off.
     """
-    # JAX adds its settings as attributes while it is imported; its type stubs lack them.
+    # JAX adds its settings as attributes when it is imported; type checkers see none.
     given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if given is None:
         directory = platformdirs.user_cache_path("lrunet_jax") / "programs"
