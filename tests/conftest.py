@@ -1,8 +1,7 @@
 """Commands, fixtures, and the numbers of the original where they are at hand."""
 
 import contextlib
-import functools
-import importlib
+import importlib.metadata
 import io
 import json
 import os
@@ -11,6 +10,13 @@ import runpy
 import subprocess
 import sys
 from unittest import mock
+
+# Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
+# with the older emitter of fused loops, it takes a quarter of the time.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if importlib.metadata.version("jax").startswith("0.10."):
+    flags_of_xla = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags_of_xla} --xla_cpu_use_fusion_emitters=false"
 
 # Many tests compile the same program, some of them in processes of their own, and the
 # next time they are run again. Small programs are many.
@@ -48,13 +54,6 @@ hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
 
 
-# Of small arrays, where compiling takes most of the time: the program is the same, but
-# its machine code is not optimised.
-quick_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
 def command(name, *arguments, cwd=ROOT):
     """Runs `python -m lrunet_jax.NAME ARGUMENTS...` to its end, in this process."""
     module = importlib.import_module(f"lrunet_jax.{name}")
@@ -68,6 +67,15 @@ def train_command(*arguments):
         return _to_the_end(
             lambda: runpy.run_path(script, run_name="__main__"), script, *arguments
         )
+
+
+def on_eight_devices() -> dict[str, str]:
+    """The environment of a process whose CPU is eight devices."""
+    flag = "--xla_force_host_platform_device_count=8"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    # XLA has as many threads as devices. Where two collectives run at a time, each
+    # device may hold a thread of one and wait for a thread of the other: for ever.
+    return os.environ | {"XLA_FLAGS": flags, "NPROC": "64"}
 
 
 @contextlib.contextmanager
@@ -91,7 +99,6 @@ def _to_the_end(function, *argv, cwd=ROOT):
     compilation_cache.reset_cache()  # or it is used as before
     with (
         mock.patch.object(sys, "argv", argv),
-        mock.patch.object(sys, "unraisablehook"),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         contextlib.chdir(cwd),
@@ -134,6 +141,16 @@ def make_run(tmp_path):
         return str(workdir)
 
     return make
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """Programs as users have them: for tests in which they run for long."""
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before == "1")
 
 
 @pytest.fixture

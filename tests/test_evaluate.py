@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import command, needs_torch, quick_jit, torch
+from conftest import command, needs_torch, torch
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.data import Split
@@ -23,7 +23,7 @@ def tiny(name="lrunet", **arguments):
     defaults = {"lrunet": {"layer_reuse": 2, "width_mult": 0.125}}.get(name, {})
     model = create_model(name, **{**defaults, **arguments})
     images = np.zeros((1, 32, 32, 1), np.float32)
-    return model, quick_jit(model.init)(jax.random.key(0), images)
+    return model, jax.jit(model.init)(jax.random.key(0), images)
 
 
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from jax import export
 
 from lrunet_jax import create_model, ops
@@ -66,11 +65,11 @@ def test_an_exported_program_takes_batches_of_any_size(name):
     (size,) = export.symbolic_shape("batch")
     abstract = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype)
     of_any_size = jax.ShapeDtypeStruct((size, *images.shape[1:]), images.dtype)
-    exported = export.export(quick_jit(model.apply))(
+    exported = export.export(jax.jit(model.apply))(
         jax.tree.map(abstract, variables), of_any_size
     )
     for batch in (images, images[:1]):
-        logits = quick_jit(model.apply)(variables, batch)
+        logits = jax.jit(model.apply)(variables, batch)
         # Bands of rows are cut otherwise; float32 sums of some hundred products.
         scale = np.abs(logits).max()
         np.testing.assert_allclose(
@@ -97,9 +96,9 @@ def test_second_derivatives_are_those_of_differences(name):
         )
         return jnp.sum(jax.nn.log_softmax(logits) * weights)
 
-    gradient = quick_jit(jax.grad(loss))
+    gradient = jax.jit(jax.grad(loss))
 
-    @quick_jit
+    @jax.jit
     def product(params):
         along = lambda p: jax.tree.map(jnp.vdot, jax.grad(loss)(p), direction)
         return jax.grad(lambda p: sum(jax.tree.leaves(along(p))))(params)
@@ -142,7 +141,7 @@ def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
 def test_no_images_have_no_logits(name, lowering):
     model, variables, images = small(name)
     with ops.lowering(lowering):
-        logits = quick_jit(model.apply)(variables, images[:0])
+        logits = jax.jit(model.apply)(variables, images[:0])
     assert logits.shape == (0, 10)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
-from conftest import ROOT
+from conftest import ROOT, on_eight_devices
 from PIL import Image
 
 from configs import digits, lrunet
@@ -24,18 +24,18 @@ from lrunet_jax.train.loop import train_and_evaluate
 pytestmark = pytest.mark.slow
 
 STEPS_PER_EPOCH = 23  # of the 1,437 digits, at 64 a batch
-TINY = {"layer_reuse": 2, "width_mult": 0.25}
+TINY = {"model.layer_reuse": 2, "model.width_mult": 0.125, "augment.size": 16}
 
 
 def tiny_config(**fields):
     config = digits.get_config()
     config.update(epochs=2, **fields)
-    config.model.update(TINY)
+    config.update_from_flattened_dict(TINY)
     return config
 
 
 def command(workdir, *flags):
-    tiny = [f"--config.model.{name}={value}" for name, value in TINY.items()]
+    tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
     return [sys.executable, "train.py", f"--workdir={workdir}", *tiny, *flags]
 
 
@@ -168,9 +168,9 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
 
 
 def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
-    eight = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    small = ("--config.model.width_mult=0.125", "--config.model.layer_reuse=1")
-    small += ("--config.batch_size=480", "--config.schedule=piecewise")  # 3 steps
+    eight = on_eight_devices()
+    small = ("--config.model.layer_reuse=1", "--config.schedule=piecewise")
+    small += ("--config.batch_size=480",)  # 3 steps
     for name, environments in (
         ("from 8", (eight, os.environ)),
         ("from 1", (os.environ, eight)),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from jax import lax
 
 from lrunet_jax import create_model, ops
@@ -130,7 +129,7 @@ def loss_and_gradients(forward, variables, labels):
         logits, stats = forward({**variables, "params": params})
         return jnp.mean(jnp.sum(jnp.square(logits - labels), -1)), (logits, stats)
 
-    gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (logits, stats)), grads = gradients(variables["params"])
     return {"loss": value, "logits": logits, "stats": stats, "grads": grads}
 
@@ -191,7 +190,7 @@ def test_the_stem_is_repeated_or_cut_to_the_first_stage(width):
     images = np.random.default_rng(1).uniform(size=(2, 8, 8, 1))
     order = np.arange(round(64 * width)) % 64
     expected, _ = plain_lrunet(variables, images, False, order)
-    assert_close(quick_jit(model.apply)(variables, images), expected)
+    assert_close(jax.jit(model.apply)(variables, images), expected)
     assert variables["params"]["features_0"]["kernel"].shape == (3, 3, 1, 64)
 
 
@@ -247,16 +246,14 @@ def test_only_norms_grow_with_the_iterations():
 def test_each_iteration_has_norms_and_statistics_of_its_own():
     model = LruNet(3, 0.25, 3, drop=0.0)
     images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
-    variables = quick_jit(model.init)(jax.random.key(0), images)
-    train = quick_jit(
-        functools.partial(model.apply, train=True, mutable=["batch_stats"])
-    )
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     _, updates = train(variables, images)
     means = updates["batch_stats"]["stage2"]["iterations"]["dw_bn_list"]["mean"]
     assert means.shape == (3, 64)
     assert not np.allclose(means[0], means[1])
     assert not np.allclose(means[1], means[2])
-    apply = quick_jit(model.apply)
+    apply = jax.jit(model.apply)
     for i in range(3):
         changed = jax.tree.map(lambda a: a, variables)
         iterations = changed["params"]["stage2"]["iterations"]
@@ -268,7 +265,7 @@ def test_each_iteration_has_norms_and_statistics_of_its_own():
 
 def test_weights_begin_as_the_original_s():
     images = jnp.zeros((1, 32, 32, 3))
-    init = quick_jit(LruNet(layer_reuse=2).init)
+    init = jax.jit(LruNet(layer_reuse=2).init)
     params = init(jax.random.key(0), images)["params"]
     for name, fan_out in (("dw", 9 * 1024), ("pw", 512)):
         kernel = np.asarray(params["stage4"][name]["kernel"])
@@ -289,8 +286,8 @@ def test_logits_are_never_negative_and_any_image_size_works():
     model = create_model("lrunet", width_mult=0.125, layer_reuse=1, num_classes=7)
     for size in (28, 33):
         images = jax.random.normal(jax.random.key(1), (2, size, size, 1))
-        variables = quick_jit(model.init)(jax.random.key(0), images)
-        logits = quick_jit(model.apply)(variables, images)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
+        logits = jax.jit(model.apply)(variables, images)
         assert logits.shape == (2, 7)
         assert (logits >= 0).all()
 

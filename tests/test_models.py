@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import needs_torch, quick_jit, torch
+from conftest import needs_torch, torch
 
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
@@ -97,7 +97,7 @@ def test_every_layer_puts_out_what_pytorch_s_does(name, arguments):
     capture = functools.partial(
         model.apply, capture_intermediates=True, mutable=["intermediates"]
     )
-    logits, state = quick_jit(capture)(variables, images)
+    logits, state = jax.jit(capture)(variables, images)
     assert_close(logits, expected.numpy())
     compared = set()
     for path, found in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
@@ -143,7 +143,7 @@ def test_a_training_step_s_gradients_and_statistics_are_pytorch_s(name, argument
         )
         return jnp.sum(logits * weights), updates["batch_stats"]
 
-    gradients, stats = quick_jit(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     logits = oracle(torch.from_numpy(images).movedim(3, 1))
     (logits * torch.from_numpy(weights)).sum().backward()
 
@@ -174,7 +174,7 @@ def test_a_training_step_s_gradients_and_statistics_are_pytorch_s(name, argument
 def test_weights_begin_distributed_as_the_original_s(name, arguments):
     images = jnp.zeros((1, 32, 32, 3))
     model = create_model(name, **arguments)
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     torch.manual_seed(0)
     oracle = create_torch_model(name, 3, 10, **arguments).state_dict()
     for key, found in to_state_dict(variables, 0).items():
@@ -210,9 +210,9 @@ def test_dropout_is_a_field_where_the_original_has_it():
 def test_dropout_drops_in_training_alone(name):
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
     model = create_model(name, width_mult=0.0625, drop=0.9)
-    variables = quick_jit(model.init)(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
 
-    @functools.partial(quick_jit, static_argnames="train")
+    @functools.partial(jax.jit, static_argnames="train")
     def logits(seed, train):
         out, _ = model.apply(
             variables,

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -88,6 +87,7 @@ def test_depthwise_is_a_grouped_convolution(
     )
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_depthwise_in_many_blocks_of_channels(lowering):
     # 256 channels: two blocks of the width of a TPU's matrix unit.
@@ -176,7 +176,7 @@ def test_max_pool_gives_the_gradient_to_the_first_maximum(
     x = jnp.asarray(rng.integers(0, levels, (channels, height, width, batch)), float)
     cotangent = normal(seed, channels, -(-height // 2), -(-width // 2), batch)
 
-    @quick_jit
+    @jax.jit
     def pool(x, cotangent):
         out, vjp = jax.vjp(lambda x: ops.max_pool(x, lowering=lowering), x)
         return out, *vjp(cotangent)
@@ -271,7 +271,7 @@ def test_bfloat16_gradients_are_those_of_float32(operator, shapes, lowering):
         out, vjp = jax.vjp(lambda *a: operator(*a, lowering=lowering), x, kernel)
         return vjp(normal(7, *out.shape).astype(out.dtype))
 
-    gradients = quick_jit(gradients, static_argnames="lowering")
+    gradients = jax.jit(gradients, static_argnames="lowering")
     found = gradients(x.astype("bfloat16"), kernel, lowering)
     assert [grad.dtype for grad in found] == ["bfloat16", "float32"]
     for grad, expected in zip(found, gradients(x, kernel, "xla"), strict=True):
@@ -326,7 +326,7 @@ def test_what_is_materialised_is_computed_once():
         x = normal(0, 8, 8, 8, 16)
 
     def flops(count):
-        compiled = quick_jit(residual_sums, static_argnums=1).lower(x, count).compile()
+        compiled = jax.jit(residual_sums, static_argnums=1).lower(x, count).compile()
         return compiled.cost_analysis()["flops"]
 
     # In XLA's hands, the sixth sum computes the five before it anew: 2.2 times as many.

@@ -20,6 +20,7 @@ def commands(start):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @needs_torch
 def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))

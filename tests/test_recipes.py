@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import quick_jit
 from test_loop import (
     STEPS_PER_EPOCH,
     assert_same_bits,
@@ -60,7 +59,7 @@ def batch(size=16):
 
 def test_ema_is_the_average_it_says():
     state = small_state(ema_decay=0.3)
-    step = quick_jit(train_step)
+    step = jax.jit(train_step)
     expected = jax.tree.map(lambda a: np.asarray(a, np.float64), state.learned())
     for i in range(4):
         state = step(state, *batch(), jax.random.key(i))
@@ -83,7 +82,7 @@ def test_without_ema_there_is_nothing_of_it():
     state = small_state()
     assert state.ema == {}
     assert list(state.evaluated()) == ["test_"]
-    assert quick_jit(train_step)(state, *batch(), jax.random.key(0)).ema == {}
+    assert jax.jit(train_step)(state, *batch(), jax.random.key(0)).ema == {}
 
 
 def test_input_stats_are_those_of_the_pixels():
@@ -100,7 +99,7 @@ def test_images_are_normalised_by_the_statistics_in_the_variables(name):
     state = small_state(name)
     images, _ = batch()
     stats = {"mean": np.float32([0.3]), "std": np.float32([0.2])}
-    apply = quick_jit(state.apply_fn)
+    apply = jax.jit(state.apply_fn)
     found = apply(state.variables() | {"input_stats": stats}, images)
     expected = apply(state.variables(), (images - 0.3) / np.float32(0.2))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -122,10 +121,10 @@ def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
     assert "bf16[" not in jaxpr["float32"]
     assert "bf16[64,8,8,16]" in jaxpr["bfloat16"]  # what the stem puts out
     images, labels = batch()
-    new = quick_jit(train_step)(state, images.astype(jnp.bfloat16), labels, key)
+    new = jax.jit(train_step)(state, images.astype(jnp.bfloat16), labels, key)
     for leaf in jax.tree.leaves(new.learned()):
         assert leaf.dtype == jnp.float32
-    single = quick_jit(train_step)(state, images, labels, key)
+    single = jax.jit(train_step)(state, images, labels, key)
     # bfloat16 has 8 bits; a few dozen products deep the loss keeps two digits.
     np.testing.assert_allclose(new.metrics.loss, single.metrics.loss, rtol=0.05)
 
@@ -163,7 +162,7 @@ def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
     # Evaluated alone, the weights have the accuracy of the record.
     model, variables = lrunet_jax.load(everything)
     test = data.load_split("digits", "test")
-    logits = quick_jit(model.apply)(variables, test.images.astype(np.float32) / 255)
+    logits = jax.jit(model.apply)(variables, test.images.astype(np.float32) / 255)
     accuracy = np.mean(np.argmax(logits, -1) == test.labels)
     assert accuracy == pytest.approx(best["test_ema_accuracy"])
     stats = data.input_stats(data.load_split("digits", "train"))
@@ -188,7 +187,7 @@ def test_training_begins_from_given_weights(tmp_path, capsys):
     path = tmp_path / "tiny.pt"
     model = create_model("lrunet", layer_reuse=1, width_mult=0.125)
     images = jnp.zeros((1, 32, 32, 1))
-    variables = quick_jit(model.init)(jax.random.key(7), images)
+    variables = jax.jit(model.init)(jax.random.key(7), images)
     torch_format.write(path, {"net": to_state_dict(variables, 0)})
     config = tiny_config(init_from=str(path), learning_rate=0.0)
     config.update(epochs=1, batch_size=512)
@@ -214,7 +213,7 @@ def test_a_classifier_of_other_classes_stays_fresh(shared, tmp_path, capsys):
     stored = open_model(path)
     own = create_model(**(stored.arguments | {"num_classes": 7}))
     images = np.zeros((1, 32, 32, 3), np.float32)
-    variables = quick_jit(own.init)(jax.random.key(0), images)
+    variables = jax.jit(own.init)(jax.random.key(0), images)
 
     found = weights_for(own, variables, str(path))
     assert "classifier_1 is of another number of classes" in capsys.readouterr().out

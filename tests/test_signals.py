@@ -27,11 +27,16 @@ def test_the_first_is_noted_and_the_second_has_its_usual_effect(number):
 
 
 def test_a_second_ctrl_c_ends_python():
-    with stop_signals() as stop_requested:
-        signal.raise_signal(signal.SIGINT)
-        assert stop_requested()
-        with pytest.raises(KeyboardInterrupt):
+    # A process in a shell's background begins with the signal ignored.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_signals() as stop_requested:
             signal.raise_signal(signal.SIGINT)
+            assert stop_requested()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def test_another_thread_notes_none():

@@ -1,6 +1,5 @@
 """The training and evaluation steps, on one device and on eight."""
 
-import os
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, quick_jit
+from conftest import ROOT, on_eight_devices
 from jax.sharding import AxisType
 
 from lrunet_jax import create_model, data
@@ -35,7 +34,7 @@ def random_split(size=10, shape=(16, 16, 3)):
 def test_a_step_moves_every_parameter_and_statistic():
     state = small_state()
     images, labels = random_split()
-    new = quick_jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
     assert int(new.step) == 1
     assert int(new.metrics.count) == 10
     before = (state.params, state.batch_stats)
@@ -71,7 +70,7 @@ def test_the_learning_rate_follows_the_epochs_done_with_their_fraction():
 def test_the_running_variance_takes_the_unbiased_variance():
     state = small_state()
     images, labels = random_split()
-    new = quick_jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
+    new = jax.jit(train_step)(state, images / 255.0, labels, jax.random.key(0))
     kernel = state.params["features_0"]["kernel"]
     stem = jax.lax.conv_general_dilated(
         images / np.float32(255),
@@ -90,7 +89,7 @@ def test_the_running_variance_takes_the_unbiased_variance():
 def test_dropout_follows_the_key():
     state = small_state(drop=0.5)
     images, labels = random_split()
-    step = quick_jit(train_step)
+    step = jax.jit(train_step)
     losses = [
         float(step(state, images / 255.0, labels, jax.random.key(k)).metrics.loss)
         for k in (0, 0, 1)
@@ -193,11 +192,7 @@ def test_eight_devices_agree_with_one():
     result = subprocess.run(
         [sys.executable, "-c", ON_DEVICES],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-            "JAX_PLATFORMS": "cpu",
-        },
+        env=on_eight_devices() | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=600,

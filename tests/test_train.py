@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, fresh_flags, train_command
+from conftest import ROOT, fresh_flags, on_eight_devices, train_command
 
 from configs import digits
 from lrunet_jax import cli, train_and_evaluate
@@ -116,12 +116,8 @@ def test_a_field_that_is_missing_is_named(tmp_path):
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
-    env = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     flags = ["--config.batch_size=60", f"--workdir={tmp_path}"]
-    result = train(*flags, cwd=ROOT, env=env)
+    result = train(*flags, cwd=ROOT, env=on_eight_devices())
     assert result.returncode == 2
     assert "batch_size is 60; it must be a multiple of the 8 devices" in result.stderr
 
