@@ -78,7 +78,6 @@ def test_they_are_converted_both_ways(earlier):
         jax.tree.map(np.testing.assert_array_equal, last.variables, first.variables)
 
 
-@pytest.mark.slow
 def test_the_commands_read_them(earlier):
     for name in ("run", "converted"):
         result = command("evaluate", earlier / name, "--json")

@@ -103,7 +103,6 @@ def test_the_command_on_a_published_file(shared):
 
 
 @needs_torch
-@pytest.mark.slow
 def test_the_command_on_embedded_data(tmp_path):
     oracle = create_torch_model("mobilenet", 1, 10, 0.1)
     torch.save(oracle.state_dict(), tmp_path / "mine.pt")

@@ -21,14 +21,6 @@ SMALL = {
 }
 
 networks = pytest.mark.parametrize("name", SMALL)
-# Some seconds each.
-one_fast = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "lrunet" else pytest.mark.slow)
-        for name in SMALL
-    ],
-)
 
 
 @functools.cache
@@ -59,7 +51,7 @@ def test_tabulate_prints_every_layer(name):
     assert f"{total:,} " in table
 
 
-@one_fast
+@networks
 def test_an_exported_program_takes_batches_of_any_size(name):
     model, variables, images = small(name)
     (size,) = export.symbolic_shape("batch")
@@ -116,7 +108,7 @@ def test_second_derivatives_are_those_of_differences(name):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=str(path))
 
 
-@one_fast
+@networks
 def test_forward_mode_works_in_evaluation_in_xla_s_lowering(name):
     model, variables, images = small(name)
     tangent = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)

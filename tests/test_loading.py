@@ -294,7 +294,6 @@ def test_a_run_edited_by_hand_gets_one_line(name, text, workdir, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     step = steps_of(workdir)[-1]
@@ -414,7 +413,6 @@ def test_a_converted_directory_of_another_model_is_refused(lru1, tmp_path):
         open_model(tmp_path / "wrong")
 
 
-@pytest.mark.slow
 def test_the_command_converts_both_ways(lru1, tmp_path):
     directory, file = tmp_path / "orbax", tmp_path / "weights.pt"
     result = command("convert", lru1, directory)

@@ -168,14 +168,8 @@ def test_losses_gradients_and_states_are_the_original_s(name, shared):
 
 # These two have all operators. With the whole batch XLA's own grouped convolutions take
 # a minute for a step of LruNet on CPU, in float64.
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("lrunet_r4", marks=pytest.mark.usefixtures("optimised")),
-        "shufflenet_w05_g3",
-    ],
-)
-def test_every_lowering_takes_the_step_that_is_the_original_s(name, shared):
+@pytest.mark.parametrize("name", ["lrunet_r4", "shufflenet_w05_g3"])
+def test_every_lowering_takes_the_step_that_is_the_original_s(name, shared, optimised):
     _, tolerances = NETWORKS[name]
     folder = shared / "golden" / "train"
     with np.load(shared / "golden" / "images.npz") as file:

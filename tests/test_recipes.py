@@ -28,8 +28,6 @@ from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.loading import open_model, save_model, weights_for
 from lrunet_jax.weights.state_dict import to_state_dict
 
-pytestmark = pytest.mark.slow
-
 EVERYTHING = {
     "nesterov": True,
     "decay_of": "kernels",
@@ -137,6 +135,7 @@ def everything(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
@@ -149,6 +148,7 @@ def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     assert log_of(tmp_path) == log_of(everything)
 
 
+@pytest.mark.slow
 def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
     lines = log_of(everything)
     assert all(0 < line["test_ema_accuracy"] <= 1 for line in lines)
@@ -175,6 +175,7 @@ def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
     assert not (tmp_path / "weights.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--config.normalise=False", "--config.ema_decay=0.0"])
 def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
     result = run(everything, "--config.epochs=4", *FLAGS, flag)
@@ -183,6 +184,7 @@ def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_training_begins_from_given_weights(tmp_path, capsys):
     path = tmp_path / "tiny.pt"
     model = create_model("lrunet", layer_reuse=1, width_mult=0.125)

@@ -68,7 +68,6 @@ def test_a_kernel_whose_costs_nobody_states_is_named(monkeypatch):
         list_layers(lrunet_jax.create_model("silent"), (8, 8, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("sixth")
 def test_it_is_trained_opened_converted_and_drawn(tmp_path):
     assert "tinynet" in lrunet_jax.list_models()

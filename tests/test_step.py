@@ -124,7 +124,6 @@ def test_evaluation_counts_every_image_once_whatever_the_batch():
         np.testing.assert_allclose(metrics.loss, found[0].loss, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_calls_may_begin_and_end_anywhere():
     split = random_split(24)
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
