@@ -97,7 +97,7 @@ def paper() -> ml_collections.ConfigDict:
     # Of float32 products: default (bfloat16 on TPU, TF32 on GPU), high or highest.
     config.matmul_precision = "highest"
     # How operators are written for the compiler: auto (by platform), cpu, tpu or xla.
-    # The results are the same.
+    # The results agree up to rounding.
     config.lowering = "auto"
     config.eval_every = 1  # epochs between evaluations; the last is always evaluated
     # A checkpoint is written after every epoch, and within one after so many minutes.

@@ -1,7 +1,7 @@
 """Commands, fixtures, and the numbers of the original where they are at hand."""
 
 import contextlib
-import importlib.metadata
+import importlib
 import io
 import json
 import os
@@ -11,15 +11,8 @@ import subprocess
 import sys
 from unittest import mock
 
-# Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
-# with the older emitter of fused loops, it takes a quarter of the time.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if importlib.metadata.version("jax").startswith("0.10."):
-    flags_of_xla = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags_of_xla} --xla_cpu_use_fusion_emitters=false"
-
 # Many tests compile the same program, some of them in processes of their own, and the
-# next time they are run again. Small programs are many.
+# next time they are run again. Most programs are small, and worth keeping as well.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
     str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "programs"),
@@ -34,6 +27,19 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
 from lrunet_jax import cli
+
+# Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
+# with the older emitter of fused loops, it takes a quarter of the time.
+OPTIMISING = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+}
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of other processes
+    jax.config.update("jax_disable_most_optimizations", True)
+    if jax.__version_info__ < (0, 11):
+        flags_of_xla = (OPTIMISING["XLA_FLAGS"], "--xla_cpu_use_fusion_emitters=false")
+        os.environ["XLA_FLAGS"] = " ".join(flags_of_xla)
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
@@ -52,6 +58,12 @@ needs_torch = pytest.mark.skipif(
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
+
+
+def process(*arguments, **options):
+    """Runs Python with these arguments to its end, in a process of its own."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True} | options
+    return subprocess.run([sys.executable, *arguments], check=False, **options)
 
 
 def command(name, *arguments, cwd=ROOT):
@@ -96,9 +108,10 @@ def _to_the_end(function, *argv, cwd=ROOT):
     status, out, err = 0, io.StringIO(), io.StringIO()
     cached = jax.config.jax_enable_compilation_cache  # which `benchmark` turns off
     verbosity = logging.get_verbosity()
-    compilation_cache.reset_cache()  # or it is used as before
+    compilation_cache.reset_cache()  # else its directory stays what it was
     with (
         mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         contextlib.chdir(cwd),
@@ -145,12 +158,16 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def optimised(monkeypatch):
-    """Programs as users have them: for tests in which they run for long."""
-    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    """Programs that are optimised, for tests in which they run for long.
+
+    In processes of their own they are as users have them.
+    """
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    for name, value in OPTIMISING.items():
+        monkeypatch.setenv(name, value)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before == "1")
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

@@ -2,37 +2,25 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import process
 from test_layout import COMMANDS
-
-
-def run(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_command_says_what_it_takes(name):
-    result = run("-m", f"lrunet_jax.{name}", "--help")
+    result = process("-m", f"lrunet_jax.{name}", "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"usage: python -m lrunet_jax.{name} ")
 
 
 def test_a_mistake_is_status_2_and_a_line_on_standard_error():
-    result = run("-m", "lrunet_jax.evaluate", "nowhere.pt")
+    result = process("-m", "lrunet_jax.evaluate", "nowhere.pt")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: path is 'nowhere.pt'; it must be ")
     assert result.stderr.count("\n") == 1
-    result = run("train.py", "--config.epochs=0")
+    result = process("train.py", "--config.epochs=0")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: epochs is 0; it must be at least 1\n"
 
@@ -40,13 +28,8 @@ def test_a_mistake_is_status_2_and_a_line_on_standard_error():
 def test_a_reader_who_has_seen_enough_is_no_mistake():
     reading, writing = os.pipe()
     os.close(reading)
-    result = subprocess.run(
-        [sys.executable, "-m", "lrunet_jax.results", "docs/cifar10-lru1-paper"],
-        cwd=ROOT,
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    arguments = ("-m", "lrunet_jax.results", "docs/cifar10-lru1-paper")
+    outputs = {"stdout": writing, "stderr": subprocess.PIPE}
+    result = process(*arguments, capture_output=False, **outputs)
     os.close(writing)
     assert (result.returncode, result.stderr) == (0, "")

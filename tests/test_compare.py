@@ -62,6 +62,13 @@ def test_the_table_has_a_row_a_network(tmp_path):
     assert table.startswith("| checkpoint")
     assert table.count("| 12.50%") == 2
     assert table.count("\n") == 4
+    printed = command("compare", *paths, "--dataset=digits", "--torch", "--json").stdout
+    for row in json.loads(printed):
+        assert row["published"] == 0.125
+        assert row["torch_correct"] == row["correct"] == row["difference"] + 45
+        assert (row["total"], row["dataset"]) == (360, "digits")
+        assert 0 <= row["logit_difference"] < 1e-4
+        assert row["torch_images_per_second"] > 0
 
 
 def test_an_unknown_data_set_is_refused(shared):

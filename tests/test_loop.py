@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
-from conftest import ROOT, on_eight_devices
+from conftest import ROOT, on_eight_devices, process
 from PIL import Image
 
 from configs import digits, lrunet
@@ -34,35 +34,32 @@ def tiny_config(**fields):
     return config
 
 
-def command(workdir, *flags):
+def arguments(workdir, *flags):
     tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
-    return [sys.executable, "train.py", f"--workdir={workdir}", *tiny, *flags]
+    return ["train.py", f"--workdir={workdir}", *tiny, *flags]
 
 
 def run(workdir, *flags, **options):
-    return subprocess.run(
-        command(workdir, *flags),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
+    return process(*arguments(workdir, *flags), **options)
 
 
-def start_and_stop(workdir, number, *flags):
+def start_and_stop(workdir, number, *flags, env=None):
     """Sends a signal as soon as there is a checkpoint from within an epoch."""
     flags = ("--config.checkpoint_minutes=0", *flags)
-    process = subprocess.Popen(
-        command(workdir, *flags), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    training = subprocess.Popen(
+        [sys.executable, *arguments(workdir, *flags)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     within = lambda path: path.name.isdigit() and int(path.name) % STEPS_PER_EPOCH
     while not any(map(within, (workdir / "checkpoints").glob("*"))):
-        assert process.poll() is None, "ended before a checkpoint within an epoch"
+        assert training.poll() is None, "ended before a checkpoint within an epoch"
         time.sleep(0.02)
-    process.send_signal(number)
-    output, _ = process.communicate()
-    return process.returncode, output
+    training.send_signal(number)
+    output, _ = training.communicate()
+    return training.returncode, output
 
 
 def checkpointed(workdir, step):
@@ -187,10 +184,13 @@ def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
             assert f"devices  {count} x cpu" in output
         assert "resumed  step 3, epoch 2" in outputs[1]
         assert [line["epoch"] for line in log_of(workdir)] == [1, 2]
+    undisturbed = run(tmp_path / "undisturbed", *small, "--config.epochs=2")
+    assert undisturbed.returncode == 0, undisturbed.stderr
     # The same steps, whatever the devices: their sums are in another order.
-    one, other = (log_of(tmp_path / name) for name in ("from 8", "from 1"))
-    for a, b in zip(one, other, strict=True):
-        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
+    expected = log_of(tmp_path / "undisturbed")
+    for name in ("from 8", "from 1"):
+        for found, line in zip(log_of(tmp_path / name), expected, strict=True):
+            assert found["train_loss"] == pytest.approx(line["train_loss"], rel=1e-3)
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -281,6 +281,40 @@ def test_bfloat16_gradients_are_those_of_float32(operator, shapes, lowering):
         assert not np.array_equal(grad, expected)
 
 
+@pytest.mark.parametrize("lowering", ops.LOWERINGS)
+def test_bfloat16_gradients_of_an_iteration_are_those_of_float32(lowering):
+    """Of LruNet's own operator, with both of its norms."""
+    shapes = [(16, 8, 8, 4), (3, 3, 1, 32), (1, 1, 4, 16), (32,), (32,), (16,), (16,)]
+    x, *weights = (normal(i, *s).astype("float32") for i, s in enumerate(shapes))
+
+    def gradients(x, weights, lowering):
+        def iterate(x, dw, pw, scale, bias, pw_scale, pw_bias):
+            norms = ops.Norm(scale, bias), ops.Norm(pw_scale, pw_bias)
+            carry = ops.begin_reuse(x, lowering=lowering)
+            return ops.end_reuse(ops.reuse(carry, ops.ReuseWeights(dw, pw, *norms))[0])
+
+        out, vjp = jax.vjp(iterate, x, *weights)
+        return vjp(normal(7, *out.shape).astype(out.dtype))
+
+    gradients = jax.jit(gradients, static_argnames="lowering")
+    found = gradients(x.astype("bfloat16"), weights, lowering)
+    assert [grad.dtype for grad in found] == ["bfloat16"] + ["float32"] * 6
+    pairs = list(zip(found, gradients(x, weights, "xla"), strict=True))
+    largest = max(float(jnp.linalg.norm(expected)) for _, expected in pairs)
+    grad, _ = pairs.pop(
+        4
+    )  # the bias before a norm: of its gradient, 0, rounding is left
+    assert np.linalg.norm(grad) < 2**-7 * largest
+    for grad, expected in pairs:
+        grad = np.asarray(grad, np.float32).ravel()
+        expected = np.asarray(expected).ravel()
+        # Each number is 2 ** -8 off, a sum cancels most of its terms, and where the sum
+        # is near 0 a ReLU decides otherwise; what they have in common is as long.
+        assert np.linalg.norm(grad - expected) < 0.15 * np.linalg.norm(expected)
+        common = np.vdot(grad, expected) / np.vdot(expected, expected)
+        assert abs(common - 1) < 0.05, common
+
+
 def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
     rng = np.random.default_rng(0)
     x = rng.normal(100, 1, (4, 16, 16, 64))
@@ -315,7 +349,7 @@ def test_materialise_is_the_identity_and_so_is_its_gradient(lowering):
     np.testing.assert_array_equal(jax.grad(loss)(x), weights)
 
 
-def test_what_is_materialised_is_computed_once():
+def test_what_is_materialised_is_computed_once(optimised):
     def residual_sums(x, count):
         for _ in range(count):
             sums = x + x.mean((1, 2, 3), keepdims=True)

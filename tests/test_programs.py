@@ -1,11 +1,9 @@
 """Compiled programs in the user's cache, and what a notebook sees."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, process
 
 NOTEBOOK = """
 import asyncio, sys
@@ -16,8 +14,11 @@ from configs import digits
 
 async def cell():
     config = digits.get_config()
-    config.update(epochs=1)
+    config.update(epochs=2, eval_every=2)
     config.model.update(layer_reuse=1, width_mult=0.125)
+    config.augment.size = 16
+    lrunet_jax.train_and_evaluate(config, sys.argv[1])
+    config.epochs = 3
     lrunet_jax.train_and_evaluate(config, sys.argv[1])
     model, variables = lrunet_jax.load(sys.argv[1])
     logits = jax.jit(model.apply)(variables, jax.numpy.zeros((2, 32, 32, 1)))
@@ -31,14 +32,8 @@ asyncio.run(cell())
 def test_training_and_loading_within_a_running_event_loop(tmp_path):
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    result = subprocess.run(
-        [sys.executable, "-c", NOTEBOOK, str(tmp_path / "run")],
-        cwd=ROOT,
-        env=environment | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("-c", NOTEBOOK, tmp_path / "run")
+    result = process(*arguments, env=environment | {"PYTHONPATH": str(ROOT)})
     assert (result.returncode, result.stderr) == (0, "")
     assert "logits (2, 10)" in result.stdout
     # Compiled programs are kept, as by the commands.

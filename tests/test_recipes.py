@@ -1,11 +1,13 @@
 """The options of today's recipes, each against its definition, and all together."""
 
+import os
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import OPTIMISING
 from test_loop import (
     STEPS_PER_EPOCH,
     assert_same_bits,
@@ -37,6 +39,7 @@ EVERYTHING = {
     "ema_decay": 0.9,
     "dtype": "bfloat16",
 }
+AS_USERS = os.environ | OPTIMISING
 FLAGS = [f"--config.{name}={value}" for name, value in EVERYTHING.items()]
 
 
@@ -130,7 +133,7 @@ def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("everything")
-    result = run(workdir, "--config.epochs=3", *FLAGS)
+    result = run(workdir, "--config.epochs=3", *FLAGS, env=AS_USERS)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -139,9 +142,10 @@ def everything(tmp_path_factory):
 def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
-    code, _ = start_and_stop(tmp_path, signal.SIGINT, "--config.epochs=3", *FLAGS)
+    flags = ("--config.epochs=3", *FLAGS)
+    code, _ = start_and_stop(tmp_path, signal.SIGINT, *flags, env=AS_USERS)
     assert code == 0
-    result = run(tmp_path, "--config.epochs=3", *FLAGS)
+    result = run(tmp_path, *flags, env=AS_USERS)
     assert result.returncode == 0, result.stderr
     last = 3 * STEPS_PER_EPOCH
     assert_same_bits(checkpointed(tmp_path, last), checkpointed(everything, last))

@@ -1,13 +1,10 @@
 """The training and evaluation steps, on one device and on eight."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, on_eight_devices
+from conftest import on_eight_devices, process
 from jax.sharding import AxisType
 
 from lrunet_jax import create_model, data
@@ -188,13 +185,6 @@ print("agree")
 
 @pytest.mark.slow
 def test_eight_devices_agree_with_one():
-    result = subprocess.run(
-        [sys.executable, "-c", ON_DEVICES],
-        cwd=ROOT,
-        env=on_eight_devices() | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    environment = on_eight_devices() | {"JAX_PLATFORMS": "cpu"}
+    result = process("-c", ON_DEVICES, env=environment, timeout=600)
     assert result.stdout.endswith("agree\n"), result.stderr[-3000:]

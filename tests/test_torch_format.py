@@ -6,13 +6,11 @@ import os
 import pathlib
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, needs_torch, torch
+from conftest import ROOT, needs_torch, process, torch
 
 from lrunet_jax.errors import InputError
 from lrunet_jax.weights import torch_format
@@ -399,14 +397,8 @@ def test_a_thousand_damaged_files_get_a_line_each_and_little_memory(shared, tmp_
         tmp_path / "zip.pt",
     ]
     torch_format.write(sources[2], torch_format.read(sources[0]))
-    result = subprocess.run(
-        [sys.executable, "-c", DAMAGE, str(tmp_path / "damaged.t7"), *sources],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ("-c", DAMAGE, tmp_path / "damaged.t7", *sources)
+    result = process(*arguments, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert result.returncode == 0, result.stderr
     kilobytes, outcomes = result.stdout.splitlines()
     assert int(kilobytes) < 1e6, kilobytes

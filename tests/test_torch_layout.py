@@ -147,6 +147,15 @@ LIGHTNING = {
             "semantic; left out 'avg_model', 'teacher'",
         ),
         (
+            lambda net: {
+                "emaModel": other(net),
+                "modelEMA": other(net),
+                "ema2": other(net),
+                "rawModel": net,
+            },
+            "rawModel; left out 'ema2', 'emaModel', 'modelEMA'",
+        ),
+        (
             lambda net: {"checkpoint": {"best": other(net), "model": net}},
             "checkpoint.model; left out 'checkpoint.best'",
         ),
@@ -238,6 +247,7 @@ def pickled(value):
         (pickled(np.dtype(">f4").type(1)).replace(b"<", b">"), "not little-endian"),
         (pickled(b"abc").replace(b"latin1", b"hex__1"), "bytes in another encoding"),
         (pickled(b"abc"), "a function, a type or bytes as a value"),
+        (pickled(b"a" * 9), "bytes in another encoding, or of no number"),
         (pickled(np.dtype("f4")), "a function, a type or bytes as a value"),
         (b"\x80\x02cnumpy\ndtype\n(X\x01\x00\x00\x00OK\x00K\x01tR.", "no number's"),
         (

@@ -17,7 +17,7 @@ from lrunet_jax.train.step import make_train_call
 
 pytest.importorskip("libtpu", reason="the TPU's compiler: pip install '.[tpu]'")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 LOOP = re.compile(r" while\(.*body=%?([\w.-]+)")
 
 

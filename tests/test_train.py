@@ -1,27 +1,15 @@
 """The command line: every mistake gets one line and exit status 2."""
 
 import os
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, fresh_flags, on_eight_devices, train_command
+from conftest import ROOT, fresh_flags, on_eight_devices, process, train_command
 
 from configs import digits
 from lrunet_jax import cli, train_and_evaluate
 from lrunet_jax.errors import InputError
 from lrunet_jax.runs.config import flatten
 from lrunet_jax.train.validate import FIELDS
-
-
-def train(*flags, **kwargs):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *flags],
-        capture_output=True,
-        text=True,
-        check=False,
-        **kwargs,
-    )
 
 
 def test_help_is_no_failure():
@@ -117,7 +105,7 @@ def test_a_field_that_is_missing_is_named(tmp_path):
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path):
     flags = ["--config.batch_size=60", f"--workdir={tmp_path}"]
-    result = train(*flags, cwd=ROOT, env=on_eight_devices())
+    result = process("train.py", *flags, env=on_eight_devices())
     assert result.returncode == 2
     assert "batch_size is 60; it must be a multiple of the 8 devices" in result.stderr
 
@@ -175,7 +163,7 @@ def test_a_field_may_stand_before_its_config():
 
 
 def test_it_runs_from_anywhere(tmp_path):
-    result = train("--config.epochs=0", cwd=tmp_path)
+    result = process(ROOT / "train.py", "--config.epochs=0", cwd=tmp_path)
     assert result.stderr == "error: epochs is 0; it must be at least 1\n"
 
 
@@ -196,8 +184,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache(
     environment["JAX_ENABLE_COMPILATION_CACHE"] = variable
     tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
     short = ["--config.epochs=1", "--config.warmup_epochs=0.0"]
-    result = train(
-        *tiny, *short, *flags, f"--workdir={tmp_path / 'run'}", env=environment
-    )
+    flags = (*tiny, *short, *flags, f"--workdir={tmp_path / 'run'}")
+    result = process("train.py", *flags, env=environment)
     assert result.returncode == 0, result.stderr
     assert any((tmp_path / "cache").rglob("jit_call*")) == kept

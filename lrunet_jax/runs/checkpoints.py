@@ -40,6 +40,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
+    @only_errors()
     def save(
         self,
         step: int,
@@ -65,6 +66,7 @@ class Checkpoints:
             metrics=test,
         )
 
+    @only_errors()
     def restore_latest(self, state: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest state that can be read, and the config it was stored with.
 

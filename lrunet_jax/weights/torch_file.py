@@ -37,15 +37,17 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
             stacklevel=4,
         )
     try:
-        tensors, found = find_tensors(tree)
+        tensors, place, found = find_tensors(tree)
         arguments, channels = identify(tensors)
         variables, counters = from_state_dict(
             tensors, abstract_variables(create_model(**arguments), channels)
         )
     except InputError as error:
         raise InputError(f"{path} can't be converted: {error}") from None
-    percent = _number(path, tree, "acc") or None  # 0 stands for what nobody knows
-    epoch = _number(path, tree, "epoch") if percent else None
+    # Beside the original's key they are what the original writes.
+    beside = tree if place == ("net",) else {}
+    percent = _number(path, beside, "acc") or None  # 0 stands for what nobody knows
+    epoch = _number(path, beside, "epoch") if percent else None
     if found:
         print(f"{path.name}: {found}", file=sys.stderr)  # not among a command's figures
     return StoredModel(
@@ -86,9 +88,9 @@ def save_torch_file(
     torch_format.write(path, tree)
 
 
-def _number(path: pathlib.Path, tree: Any, key: str) -> float:
+def _number(path: pathlib.Path, tree: dict[Any, Any], key: str) -> float:
     """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
-    if not isinstance(tree, dict) or key not in tree or "net" not in tree:
+    if key not in tree:
         return 0.0
     value = tree[key]
     if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:

@@ -15,10 +15,8 @@ from lrunet_jax.weights.state_dict import MARKS, is_float, some
 
 _WRAPPERS = re.compile(r"((module|_orig_mod|model|net)\.)*")  # before a tensor's name
 _USUAL = ["net", "model", "state_dict", "model_state_dict"]  # keys of the raw weights
-# In the keys of others, as words of their own.
-_AVERAGED = re.compile(
-    r"(?<![a-z])(ema|swa|avg|averaged?|shadow|teacher)(?![a-z])", re.IGNORECASE
-)
+# In the keys of others, as words of their own: `model_ema`, `emaModel`, `EMA`.
+_AVERAGED = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow|teacher)(_|$)")
 
 Place = tuple[str, ...]  # the keys that lead to a dict
 
@@ -26,15 +24,16 @@ Place = tuple[str, ...]  # the keys that lead to a dict
 _PLAIN: list[tuple[Place, str]] = [((), ""), (("net",), ""), (("net",), "module.")]
 
 
-def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
+def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], Place, str]:
     """The tensors of the network in `tree`, which `torch_format.read` gives.
 
     Of several networks the raw one is taken, not its moving average.
 
     Returns:
-      The tensors by the original's names, and in words where they were, which other
-      networks and tensors are there, and which floats are not float32; no words where
-      a bare state_dict, or the layout of the original, holds nothing of that.
+      The tensors by the original's names; the keys that lead to them; and in words
+      where they were, which other networks and tensors are there, and which floats are
+      not float32; no words where a bare state_dict, or the layout of the original,
+      holds nothing of that.
 
     Raises:
       InputError: if no dict holds tensors of one of the five networks.
@@ -56,7 +55,8 @@ def find_tensors(tree: Any) -> tuple[dict[str, np.ndarray], str]:
         words += [_in_print(".".join(place)) or "a state_dict"]
     words += [f"names after {prefix!r}"] if prefix and words else []
     words += [f"{', '.join(sorted(cast))} cast to float32"] if cast else []
-    return tensors, ", ".join(words) + (f"; left out {some(left)}" if left else "")
+    found = ", ".join(words) + (f"; left out {some(left)}" if left else "")
+    return tensors, place, found
 
 
 def _dicts(tree: Any) -> Iterator[tuple[Place, dict[Any, Any]]]:
@@ -84,9 +84,14 @@ def _prefix(found: dict[Any, Any]) -> str | None:
 
 
 def _preference(place: Place) -> tuple[bool, int]:
-    averaged = any(map(_AVERAGED.search, place))
+    averaged = any(_AVERAGED.search(_snake_case(key)) for key in place)
     key = place[-1] if place else _USUAL[0]
     return averaged, _USUAL.index(key) if key in _USUAL else len(_USUAL)
+
+
+def _snake_case(key: str) -> str:
+    between = r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[^A-Za-z]+"
+    return re.sub(between, "_", key).lower()
 
 
 def _arrays(found: dict[Any, Any]) -> dict[Any, np.ndarray]:

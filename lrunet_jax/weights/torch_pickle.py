@@ -315,9 +315,9 @@ def _numpy_scalar(dtype: Any, content: Any) -> int | float:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Makes bytes of a string, as which pickles of protocol 2 hold them."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise InputError("bytes in another encoding")
+    """Makes a number's bytes of a string, as which pickles of protocol 2 hold them."""
+    if not isinstance(text, str) or len(text) > 8 or encoding != "latin1":
+        raise InputError("bytes in another encoding, or of no number")
     return text.encode("latin1")
 
 
