@@ -67,7 +67,6 @@ def test_figures_are_medians_of_the_rounds(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 def test_it_prints_the_figures(short_turns):
     found = {}
     for batch_size in (16, 64):

@@ -140,7 +140,7 @@ def test_a_run_goes_on(earlier, capsys):
 
 
 @pytest.mark.slow
-def test_a_whole_run_of_300_epochs_opens(shared):
+def test_a_whole_run_of_300_epochs_opens(shared, optimised):
     path = shared / "runs" / "cifar10-lru1-paper"
     data_dir = f"--data_dir={shared / 'tfds'}"
     result = command("evaluate", path, data_dir, "--json")

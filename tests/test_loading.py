@@ -62,7 +62,6 @@ def assert_same_variables(found, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 def test_golden_logits_through_load_and_apply_alone(shared):
     paths = sorted(shared.glob("checkpoints/*.t7"))
     assert len(paths) == 18

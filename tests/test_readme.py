@@ -8,7 +8,8 @@ import shutil
 import pytest
 from conftest import ROOT, command, needs_torch, train_command
 
-from lrunet_jax import benchmark
+from lrunet_jax import benchmark, compare, evaluate
+from lrunet_jax.data import Split, load_split
 
 README = (ROOT / "README.md").read_text()
 
@@ -19,11 +20,18 @@ def commands(start):
     return [line for line in lines if line.startswith(start)]
 
 
+def first_images(*arguments):
+    split = load_split(*arguments)
+    return Split(split.images[:1000], split.labels[:1000])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
 @needs_torch
 def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
+    for module in (compare, evaluate):  # all images of all networks are test_compare's
+        monkeypatch.setattr(module, "load_split", first_images)
     short = dict.fromkeys(benchmark.TURN_SECONDS, 0.1)
     monkeypatch.setattr(benchmark, "TURN_SECONDS", short)
     make_run("runs/lru4", [0.5, 0.75])
@@ -54,6 +62,7 @@ def test_the_training_commands_are_understood():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     monkeypatch.chdir(tmp_path)
