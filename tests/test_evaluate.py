@@ -89,7 +89,7 @@ def test_the_data_set_must_fit_the_network(shared):
 
 
 @pytest.mark.slow
-def test_the_command_on_a_published_file(shared):
+def test_the_command_on_a_published_file(shared, optimised):
     path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
     result = command("evaluate", path, f"--data_dir={shared / 'tfds'}", "--json")
     assert result.returncode == 0, result.stderr

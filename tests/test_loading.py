@@ -38,8 +38,8 @@ def workdir(tmp_path_factory):
     config.model = ml_collections.ConfigDict(
         {"name": "lrunet", "layer_reuse": 1, "width_mult": 0.125}
     )
-    config.epochs = 3
-    config.batch_size = 256
+    config.update(epochs=3, batch_size=256)
+    config.augment.size = 16
     path = tmp_path_factory.mktemp("runs") / "tiny"
     accuracies = iter((0.25, 0.75, 0.5))
     tested = lambda _: {"test_loss": 1.0, "test_accuracy": next(accuracies)}

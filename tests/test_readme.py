@@ -62,7 +62,6 @@ def test_the_training_commands_are_understood():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     monkeypatch.chdir(tmp_path)
@@ -73,7 +72,7 @@ def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     assert "ShuffleNet Summary" in capsys.readouterr().out
     exec(second, names)
     assert names["state"].epoch == 1
-    assert names["model"].layer_reuse == 4
+    assert names["model"].layer_reuse == 2
     assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
 
 
