@@ -83,6 +83,7 @@ def test_it_prints_the_figures(short_turns):
     # Activations are most of it: four times as many images, but for the weights.
     assert 3 < found[64]["temp_bytes"] / found[16]["temp_bytes"] < 4.5
     assert found[64]["step_seconds"] > found[16]["step_seconds"]
+    assert found[64]["inference_seconds"] > 2 * found[64]["single_seconds"]  # 64 to 1
 
 
 @pytest.mark.slow
