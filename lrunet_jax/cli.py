@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
-from lrunet_jax.errors import DivergedError, InputError
+from lrunet_jax.errors import DivergedError, InputError, in_one_line
 from lrunet_jax.models import create_model, model_fields
 from lrunet_jax.programs import keep_compiled_programs
 
@@ -74,7 +74,10 @@ def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
             sys_argv=argv,
         )
         _, *rest = flags.FLAGS(argv)
-        config.value.keys()  # a file that isn't there is noticed here
+        getattr(config.value, "keys", ())  # a file that isn't there is noticed here
+        if not isinstance(config.value, ConfigDict):
+            kind = type(config.value).__name__
+            raise InputError(f"--config gives a {kind}; it must be a ConfigDict")
     except SystemExit:
         if _HELP.isdisjoint(argv):
             raise
@@ -88,12 +91,18 @@ def parse_flags(argv: Sequence[str], default_config: str) -> ConfigDict:
         reason = f"there is no file {path[1]}" if path else _last_line(str(error))
         raise InputError(f"--config can't be read: {reason}") from None
     except AttributeError as error:
+        if "get_config" in str(error):
+            raise InputError(f"--config can't be read: {error}") from None
         # Of ml_collections: an unknown field, perhaps with the nearest name.
         field = re.search(r"\w+", str(error))
         near = re.search(r'Did you mean "(\w+)"', str(error))
         hint = f" (did you mean {near[1]!r}?)" if near else ""
         name = _dotted(field[0], argv) if field else str(error)
         raise InputError(f"config has no field {name!r}{hint}") from None
+    except InputError:
+        raise
+    except Exception as error:  # of a file's own code, or of a field within a number
+        raise InputError(f"--config can't be read: {in_one_line(error)}") from None
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; known are only flags")
     # A text that is not there, as flags say it.

@@ -94,6 +94,8 @@ def on_eight_devices() -> dict[str, str]:
 def fresh_flags():
     """A context after which absl's flags are what they were."""
     app.define_help_flags()
+    # Or the next file's code runs in it, where the one before has left its names.
+    sys.modules.pop("config_config", None)
     known = set(flags.FLAGS)
     try:
         yield

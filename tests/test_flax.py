@@ -150,7 +150,7 @@ def test_images_of_another_shape_are_named_with_the_one_that_is_wanted(name):
     stats = {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}
     with pytest.raises(InputError, match=r"shape \(4, 3, 16, 16\)" + wanted):
         model.apply(variables | {"input_stats": stats}, np.moveaxis(images, 3, 1))
-    for wrong in (images[0], images[..., 0]):
+    for wrong in (images[0], images[..., 0], images[:, :0], images[:, :, :0]):
         for call in (
             lambda: model.apply(variables, wrong),
             lambda: model.init(jax.random.key(0), wrong),

@@ -395,6 +395,8 @@ def test_what_is_not_known_stays_unknown(tmp_path):
     assert set(torch.load(tmp_path / "again.pt")) == {"net", "acc", "epoch"}
     again = open_model(tmp_path / "again.pt")
     assert (again.accuracy, again.epoch) == (None, None)
+    torch.save({"net": oracle.state_dict(), "acc": None}, tmp_path / "none.pt")
+    assert open_model(tmp_path / "none.pt").accuracy is None
 
 
 def test_a_network_is_described_by_its_name_and_arguments(workdir, lru1):

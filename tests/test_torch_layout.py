@@ -156,6 +156,10 @@ LIGHTNING = {
             "rawModel; left out 'ema2', 'emaModel', 'modelEMA'",
         ),
         (
+            lambda net: {"polyak": other(net), "init_state": other(net), "raw": net},
+            "raw; left out 'init_state', 'polyak'",
+        ),
+        (
             lambda net: {"checkpoint": {"best": other(net), "model": net}},
             "checkpoint.model; left out 'checkpoint.best'",
         ),

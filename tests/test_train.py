@@ -1,6 +1,7 @@
 """The command line: every mistake gets one line and exit status 2."""
 
 import os
+import re
 
 import pytest
 from conftest import ROOT, fresh_flags, on_eight_devices, process, train_command
@@ -155,6 +156,36 @@ def test_a_config_that_gives_up_is_a_failure(tmp_path):
 def test_a_tuple_is_given_in_quotes():
     result = train_command("--config.decay_epochs=(20, -25)")
     assert result.stderr.startswith("error: decay_epochs is (20, -25); it must be ")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("def get_config(:", "can't be read: SyntaxError: invalid syntax"),
+        (
+            "import nosuch",
+            "can't be read: ModuleNotFoundError: No module named",
+        ),
+        ("x = 1", "can't be read: module .* has no attribute 'get_config'"),
+        ("def get_config(): raise KeyError('b')", "can't be read: KeyError: 'b'"),
+        ("def get_config(): return {'a': 1}", "gives a dict; it must be a ConfigDict"),
+        ("def get_config(): pass", "gives a NoneType; it must be a ConfigDict"),
+    ],
+)
+def test_a_broken_config_file_gets_one_line(content, reason, tmp_path):
+    (tmp_path / "mine.py").write_text(content)
+    flags = (f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}")
+    result = train_command(*flags)
+    assert result.returncode == 2
+    assert re.fullmatch(f"error: --config {reason}.*\n", result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("name", ["epochs.foo", "model.layer_reuse.foo", ""])
+def test_a_field_within_a_number_gets_one_line(name):
+    result = train_command(f"--config.{name}=1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --config can't be read: ")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_field_may_stand_before_its_config():

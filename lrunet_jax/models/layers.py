@@ -85,7 +85,7 @@ def require_image_shape(shape: tuple[int, ...], channels: int | str) -> None:
       channels: the number that the network takes, or a word where any will do.
     """
     fits = len(shape) == 4 and (isinstance(channels, str) or shape[3] == channels)
-    if not fits:
+    if not fits or 0 in shape[1:]:
         raise InputError(
             f"images have the shape {shape}; it must be (B, H, W, {channels})"
         )

@@ -90,9 +90,9 @@ def save_torch_file(
 
 def _number(path: pathlib.Path, tree: dict[Any, Any], key: str) -> float:
     """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
-    if key not in tree:
+    value = tree.get(key)
+    if value is None:
         return 0.0
-    value = tree[key]
     if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:
         raise InputError(f"{path}: {key} is a {type(value).__name__}, and no number")
     if not abs(float(value)) < 1e9:

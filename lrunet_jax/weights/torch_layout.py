@@ -16,7 +16,10 @@ from lrunet_jax.weights.state_dict import MARKS, is_float, some
 _WRAPPERS = re.compile(r"((module|_orig_mod|model|net)\.)*")  # before a tensor's name
 _USUAL = ["net", "model", "state_dict", "model_state_dict"]  # keys of the raw weights
 # In the keys of others, as words of their own: `model_ema`, `emaModel`, `EMA`.
-_AVERAGED = re.compile(r"(^|_)(ema|swa|avg|averaged?|shadow|teacher)(_|$)")
+_AVERAGED = re.compile(
+    "(^|_)((model)?ema(model)?|swa|avg|averaged?|mean|moving|polyak|shadow|target"
+    "|teacher|init|initial)(_|$)"
+)
 
 Place = tuple[str, ...]  # the keys that lead to a dict
 
