@@ -76,8 +76,8 @@ def test_it_prints_the_figures(short_turns):
         figures = found[batch_size] = json.loads(result.stdout)
         assert (figures["model"], figures["lowering"]) == ("lrunet", "cpu")
         assert figures["batch_size"] == batch_size
-        # A training step has a forward pass, and as much as two more backwards.
-        assert 0 < figures["inference_seconds"] < figures["step_seconds"] < 10
+        # A training step has a forward pass, and about two more backwards.
+        assert 0 < 2 * figures["inference_seconds"] < figures["step_seconds"] < 10
         assert 0 < figures["single_seconds"] < figures["step_seconds"]
         assert 0.1 < figures["compile_seconds"] < 300
     # Activations are most of it: four times as many images, but for the weights.

@@ -16,7 +16,7 @@ from lrunet_jax.weights.state_dict import MARKS, is_float, some
 _WRAPPERS = re.compile(r"((module|_orig_mod|model|net)\.)*")  # before a tensor's name
 _USUAL = ["net", "model", "state_dict", "model_state_dict"]  # keys of the raw weights
 # In the keys of others, as words of their own: `model_ema`, `emaModel`, `EMA`.
-_AVERAGED = re.compile(
+_NOT_RAW = re.compile(
     "(^|_)((model)?ema(model)?|swa|avg|averaged?|mean|moving|polyak|shadow|target"
     "|teacher|init|initial)(_|$)"
 )
@@ -87,9 +87,9 @@ def _prefix(found: dict[Any, Any]) -> str | None:
 
 
 def _preference(place: Place) -> tuple[bool, int]:
-    averaged = any(_AVERAGED.search(_snake_case(key)) for key in place)
+    other = any(_NOT_RAW.search(_snake_case(key)) for key in place)
     key = place[-1] if place else _USUAL[0]
-    return averaged, _USUAL.index(key) if key in _USUAL else len(_USUAL)
+    return other, _USUAL.index(key) if key in _USUAL else len(_USUAL)
 
 
 def _snake_case(key: str) -> str:
