@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import os
 import re
@@ -9,12 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
-from lrunet_jax.errors import DivergedError, InputError, in_one_line
+from lrunet_jax.errors import DivergedError, InputError, TroubleError, in_one_line
 from lrunet_jax.models import create_model, model_fields
+from lrunet_jax.output import OutputError, drop_unwritten, named_output
 from lrunet_jax.programs import keep_compiled_programs
 
 flags.disclaim_key_flags()  # help lists --config among those of the command
@@ -23,22 +26,34 @@ _HELP = {"-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for divergence.
+    """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for the rest.
 
-    The latter two end with one line on standard error.
+    That is divergence, and trouble with a disk, memory or the output; and 130 for
+    Ctrl-C. All of them end with one line on standard error. A reader that has gone, as
+    of `| head`, has what it asked for.
     """
     logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
     keep_compiled_programs()
     sys.unraisablehook = _report_unraisable
-    try:
-        main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`: what was asked for has been printed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except InputError as error:
-        _fail(error, status=2)
-    except DivergedError as error:
-        _fail(error, status=1)
+    with named_output():
+        try:
+            try:
+                main()
+            finally:
+                sys.stdout.flush()
+        except InputError as error:
+            _fail(f"error: {error}", status=2)
+        except (DivergedError, TroubleError) as error:
+            _fail(f"error: {error}", status=1)
+        except KeyboardInterrupt:
+            _fail("interrupted", status=130)
+        except OutputError as error:
+            if not isinstance(error.__cause__, BrokenPipeError):
+                _fail(f"error: standard output can't be written: {error}", status=1)
+        except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            _fail(f"error: {in_one_line(error)}", status=1)
+        finally:
+            drop_unwritten(sys.stdout)
 
 
 def _report_unraisable(unraisable: Any) -> None:
@@ -206,6 +221,8 @@ def _last_line(message):
     return re.sub(r"^\w+Error: ", "", message.strip().splitlines()[-1])
 
 
-def _fail(error, status):
-    print(f"error: {error}", file=sys.stderr)
+def _fail(message, status):
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+    drop_unwritten(sys.stderr)
     sys.exit(status)

@@ -41,3 +41,11 @@ def in_one_line(error: Exception) -> str:
 
 class DivergedError(ArithmeticError):
     """The loss or the weights are not finite any more."""
+
+
+class TroubleError(RuntimeError):
+    """A disk, or memory, that fails: one line that says what could not be done.
+
+    Nobody's mistake, and nothing is known to be damaged. Commands print it and exit
+    with status 1, without a traceback.
+    """

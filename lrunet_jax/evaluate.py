@@ -30,9 +30,12 @@ def main() -> None:
     parser.add_argument("--data_dir", default="", help="of TFDS")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--allow_nonfinite", action="store_true", help="weights may be NaN or infinite"
+    )
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
-    stored = open_model(args.path, args.step)
+    stored = open_model(args.path, args.step, allow_nonfinite=args.allow_nonfinite)
     dataset = choose_dataset(stored, args.dataset)
     split = load_split(dataset, "test", args.data_dir)
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import contextlib
 import os
 import uuid
 
@@ -20,5 +21,6 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
         part.replace(target)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise

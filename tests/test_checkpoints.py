@@ -8,7 +8,8 @@ from etils import epath
 from flax import struct
 
 from lrunet_jax.errors import InputError
-from lrunet_jax.runs.checkpoints import Checkpoints, array_fields, read_checkpoint
+from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
+from lrunet_jax.runs.restoring import read_checkpoint, restore_latest
 
 
 class State(struct.PyTreeNode):
@@ -43,24 +44,25 @@ def test_a_new_field_of_the_state_is_stored_and_restored(directory):
     checkpoints = Checkpoints(directory)
     checkpoints.save(3, state(3), {"a": 1})
     checkpoints.close()
-    checkpoints = Checkpoints(directory)
-    restored, config = checkpoints.restore_latest(state(0, apply_fn=max))
-    checkpoints.close()
-    assert config == {"a": 1}
-    assert jax.tree.structure(restored) == jax.tree.structure(state(3, apply_fn=max))
-    jax.tree.map(np.testing.assert_array_equal, restored, state(3, apply_fn=max))
-    assert set(array_fields(restored)) == {"step", "params", "momentum"}
+    expected = array_fields(state(3))
+    found = restore_latest(directory, lambda _: array_fields(state(0)))
+    assert (found.step, found.config, found.verified) == (3, {"a": 1}, True)
+    assert jax.tree.structure(found.fields) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found.fields, expected)
+    assert set(found.fields) == {"step", "params", "momentum"}
 
 
 def test_only_the_fields_that_are_wanted_are_read(directory):
     checkpoints = Checkpoints(directory)
-    checkpoints.save(3, state(3), {"a": 1}, {"test_accuracy": 0.5})
+    checkpoints.save(3, state(3), {"a": 1}, test={"test_accuracy": 0.5})
     checkpoints.close()
     wanted = {"params": {"kernel": jax.ShapeDtypeStruct((2, 3), np.float32)}}
-    step, fields, config, metrics = read_checkpoint(directory, None, lambda _: wanted)
-    assert (step, config, metrics) == (3, {"a": 1}, {"test_accuracy": 0.5})
-    assert isinstance(fields["params"]["kernel"], np.ndarray)
-    np.testing.assert_array_equal(fields["params"]["kernel"], np.full((2, 3), 3))
+    found = read_checkpoint(directory, None, lambda _: wanted)
+    assert (found.step, found.config) == (3, {"a": 1})
+    assert found.metrics == {"test_accuracy": 0.5}
+    kernel = found.fields["params"]["kernel"]
+    assert isinstance(kernel, np.ndarray)
+    np.testing.assert_array_equal(kernel, np.full((2, 3), 3))
 
 
 def test_a_leaf_that_is_not_there_is_named(directory, capsys):
@@ -68,10 +70,8 @@ def test_a_leaf_that_is_not_there_is_named(directory, capsys):
     earlier = State(step=jnp.zeros((), jnp.int32), params={}, apply_fn=len)
     checkpoints.save(1, earlier, {})
     checkpoints.close()
-    checkpoints = Checkpoints(directory)
     with pytest.raises(InputError, match="no checkpoint in"):
-        checkpoints.restore_latest(state(0))
-    checkpoints.close()
+        restore_latest(directory, lambda _: array_fields(state(0)))
     output = capsys.readouterr().out
     assert "momentum/0 is not there, not float32[2]" in output
     assert (directory / "1").exists()
@@ -81,12 +81,11 @@ def test_a_leaf_that_the_state_has_no_place_for_is_named(directory, capsys):
     checkpoints = Checkpoints(directory)
     checkpoints.save(1, state(1), {})
     checkpoints.close()
-    checkpoints = Checkpoints(directory)
-    earlier = State(step=state(0).step, params=state(0).params, apply_fn=len)
+    fields = array_fields(State(state(0).step, state(0).params, len))
     with pytest.raises(InputError, match="no checkpoint in"):
-        checkpoints.restore_latest(earlier)
-    checkpoints.close()
-    assert "momentum/0 is float32[2], not expected" in capsys.readouterr().out
+        restore_latest(directory, lambda _: fields)
+    output = capsys.readouterr().out
+    assert "momentum/0 is float32[2], not expected" in output
 
 
 def test_the_best_and_the_two_latest_are_kept_over_many_epochs(directory):
@@ -98,10 +97,11 @@ def test_the_best_and_the_two_latest_are_kept_over_many_epochs(directory):
         stop = {0: 5, 5: 9, 9: 13}[start]
         for step, accuracy in enumerate(accuracies[start:stop], start=start + 1):
             test = None if accuracy is None else {"test_accuracy": accuracy}
-            checkpoints.save(step, state(step), {}, test)
+            checkpoints.save(step, state(step), {}, test=test)
         checkpoints.close()
         kept.append(sorted(int(path.name) for path in directory.iterdir()))
     assert kept == [[4, 5], [6, 8, 9], [12, 13]]
     wanted = {"step": jax.ShapeDtypeStruct((), np.int32)}
-    step, fields, _, metrics = read_checkpoint(directory, None, lambda _: wanted)
-    assert (step, int(fields["step"]), metrics["test_accuracy"]) == (12, 12, 0.95)
+    found = read_checkpoint(directory, None, lambda _: wanted)
+    assert (found.step, int(found.fields["step"])) == (12, 12)
+    assert found.metrics["test_accuracy"] == 0.95

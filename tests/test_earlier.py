@@ -4,7 +4,7 @@
 converted from it; its lowering was forced.
 """
 
-import contextlib
+import dataclasses
 import json
 import pathlib
 import tarfile
@@ -18,8 +18,9 @@ from etils import epath
 
 import lrunet_jax
 from configs import digits
-from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
+from lrunet_jax.runs.checkpoints import array_fields
 from lrunet_jax.runs.earlier import translate
+from lrunet_jax.runs.restoring import restore_latest
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.weights.loading import open_model, save_model
@@ -99,8 +100,9 @@ def test_momentum_and_place_of_a_run_are_restored(earlier):
         num_images=1437,
     )
     directory = epath.Path(earlier) / "run" / "checkpoints"
-    with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        state, config = checkpoints.restore_latest(fresh)
+    found = restore_latest(directory, lambda _: array_fields(fresh))
+    assert not found.verified
+    state, config = dataclasses.replace(fresh, **found.fields), found.config
     assert config["lowering"] == "cpu"
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     stored = stored_state(earlier / "run", 26)

@@ -16,7 +16,9 @@ import lrunet_jax
 ORDER = [
     "errors",
     "files",
+    "output",
     "programs",
+    "memory",
     "verbosity",
     "ops",
     "models",

@@ -1,6 +1,6 @@
 """The networks, as Flax modules: NHWC images in [0, 1] to logits."""
 
-from lrunet_jax.models.abstract import abstract_variables
+from lrunet_jax.models.abstract import abstract_variables, leaf_names
 from lrunet_jax.models.costs import Layer, list_layers, summarise
 from lrunet_jax.models.lrunet import LruNet
 from lrunet_jax.models.mobilenet import MobileNet
@@ -18,6 +18,7 @@ __all__ = [
     "ShuffleNetV2",
     "abstract_variables",
     "create_model",
+    "leaf_names",
     "list_layers",
     "list_models",
     "model_fields",

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 
 @functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
@@ -25,3 +26,23 @@ def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
         name: jax.tree.map(as_stored, variables[name])
         for name in ("params", "batch_stats")
     }
+
+
+def leaf_names(model: nn.Module, channels: int) -> list[str]:
+    """The names of a model's variables, in the order in which it comes to them.
+
+    JAX keeps trees by the alphabet.
+
+    Args:
+      model: the network.
+      channels: the number of channels of its images.
+    """
+    names: list[str] = []
+
+    def list_names(images):
+        variables = model.init(jax.random.key(0), images)
+        for collection in variables.values():
+            names.extend(traverse_util.flatten_dict(collection, sep="/"))
+
+    jax.eval_shape(list_names, jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32))
+    return names

@@ -1,7 +1,7 @@
 """The record of a run: JSON lines and TensorBoard events, one entry an epoch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -23,35 +23,55 @@ class Record:
     also `test_ema_loss` and `test_ema_accuracy`. Accuracies are fractions.
     """
 
-    def __init__(self, workdir: epath.Path, step: int):
-        """Opens the record in `workdir` and keeps the lines up to `step`.
+    def __init__(
+        self, workdir: epath.Path, step: int, lines: Sequence[Line] | None = None
+    ):
+        """Opens the record in `workdir`.
+
+        Args:
+          workdir: of the run.
+          step: the lines up to it are kept.
+          lines: these lines, as the run's checkpoint has them: a file that is damaged
+            is mended. None for those in the file.
 
         Raises:
-          InputError: if what is there is no record.
+          InputError: if the file is damaged and `lines` is None, or if there is nothing
+            that the run could go on from and the file holds more than such a run left.
+          OSError: if it can't be read or written.
         """
-        from tensorboardX import SummaryWriter  # slow to import, for those who train
+        from lrunet_jax.runs.events import Events  # slow to import, for those who train
 
         self._path = workdir / "metrics.jsonl"
+        self.lines = list(lines or ())
         try:
-            self.lines = [line for line in read_lines(workdir) if line["step"] <= step]
-        except (ValueError, TypeError, LookupError) as error:  # JSON has many ways
-            raise InputError(
-                f"{self._path} can't be read ({in_one_line(error)}); it must hold the "
-                "lines that train.py wrote"
-            ) from None
+            found = read_lines(workdir)
+            if step == 0 and len(found) > 2:  # it may be killed before a checkpoint
+                raise InputError(
+                    f"{self._path} holds {len(found)} epochs, and there is no "
+                    "checkpoint to go on from; give another --workdir, or move it away"
+                )
+            found = [line for line in found if line["step"] <= step]
+            if lines is None:
+                self.lines = found
+            elif found != self.lines[: len(found)]:
+                raise InputError(f"{self._path} differs from the checkpoint's record")
+        except InputError as error:
+            if lines is None:
+                raise
+            print(f"{error}; it is written anew from the checkpoint")
         self._write()
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._events = Events(workdir / "tensorboard", step)
 
     def append(self, line: Line) -> None:
-        """Adds an epoch's line; `step` counts the steps done."""
+        """Adds an epoch's line; `step` counts the steps done.
+
+        Raises:
+          OSError: if it can't be written.
+        """
         self.lines.append(line)
         self._write()
-        for name, value in line.items():
-            if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, line["step"])
-        self._events.flush()
+        values = {name: line[name] for name in line if name not in ("step", "epoch")}
+        self._events.append(line["step"], values)
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
@@ -63,10 +83,29 @@ class Record:
 
 
 def read_lines(workdir: epath.Path) -> list[Line]:
-    """The lines of a run's record; none where there is no record."""
+    """The lines of a run's record; none where there is no record.
+
+    Raises:
+      InputError: that names the first line that train.py has not written.
+      OSError: if the file can't be read.
+    """
     path = workdir / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
+    lines: list[Line] = []
+    content = path.read_bytes() if path.exists() else b""
+    for number, text in enumerate(content.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            if type(line["step"]) is not int or type(line["epoch"]) is not int:
+                raise ValueError("step and epoch must be integers")
+            if lines and line["step"] <= lines[-1]["step"]:
+                raise ValueError(f"step {line['step']} is not after the one before")
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise InputError(
+                f"{path}, line {number}, can't be read ({in_one_line(error)}); it must "
+                "be as train.py wrote it"
+            ) from None
+        lines.append(line)
+    return lines
 
 
 def accuracy_of(metrics: Mapping[str, float]) -> float:

@@ -1,84 +1,214 @@
 """The directory of a run that is being trained."""
 
+import contextlib
 from typing import Any
 
 import ml_collections
 from etils import epath
 
-from lrunet_jax.errors import InputError
+from lrunet_jax.errors import InputError, TroubleError, in_one_line
 from lrunet_jax.files import write_whole
-from lrunet_jax.runs.checkpoints import Checkpoints
+from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
-from lrunet_jax.runs.record import Record
+from lrunet_jax.runs.curves import plot_run
+from lrunet_jax.runs.lock import locked
+from lrunet_jax.runs.record import Line, Record
+from lrunet_jax.runs.restoring import (
+    Checkpoint,
+    latest_items,
+    restore_latest,
+    steps_in,
+)
+
+_FILES = ("config.json", "metrics.jsonl", "curves.png", "lock")
+_DIRECTORIES = ("checkpoints", "tensorboard")
 
 
 class Workdir:
     """The config, checkpoints and record of a run.
 
-    A context manager, which waits at its end until everything is written. To be used
-    in this order: `restore`, `start`, `save`. Before `start` nothing in the directory
-    is overwritten.
+    When it is made, nothing is written. Within its context it holds the directory's
+    lock, and is used in this order: `restore`, `start`, `save`. At the context's end it
+    waits until everything is written.
     """
 
+    record: Record
+    checkpoints: Checkpoints
+
     def __init__(self, workdir: str, config: ml_collections.ConfigDict):
-        """Checks that the directory belongs to this run, and makes it if it is missing.
+        """Checks that the directory belongs to this run, if it is there already.
 
         Raises:
-          InputError: if it is the workdir of another run, or can't be written.
+          InputError: if it is the workdir of another run, or can't be read, or another
+            process trains in it.
         """
-        self.path = epath.Path(workdir).expanduser().resolve()
+        self._name = workdir
         self._config = config
-        try:
-            if (self.path / "config.json").exists():
-                require_same_run(changes(read_config(self.path), config), workdir)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "writable", "")
-            (self.path / "writable").unlink()
-        except OSError as error:
-            raise InputError(
-                f"workdir is {workdir!r}, which can't be used: {error}; it must be a "
-                "directory that can be written"
-            ) from None
-        self.checkpoints = Checkpoints(self.path / "checkpoints")
-        self._record: Record | None = None
+        self._started = contextlib.ExitStack()
+        with self._must_be_usable():
+            self.path = epath.Path(workdir).expanduser().resolve()
+            if (self.path / "lock").is_file():
+                with locked(self.path / "lock"):
+                    self._check()
+            else:
+                self._check()
 
     def __enter__(self) -> "Workdir":
-        """The workdir itself."""
+        """Makes the directory if it is missing, and takes its lock.
+
+        Raises:
+          InputError: if it can't be written, and as when this was made.
+        """
+        with contextlib.ExitStack() as stack:
+            with self._must_be_usable():
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.path / "lock"))
+                write_whole(self.path / "writable", "")
+                (self.path / "writable").unlink()
+                self._check()  # another process may have been quicker
+            self._started = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits until everything is written."""
-        self.checkpoints.close()
-        if self._record is not None:
-            self._record.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits until everything is written.
 
-    def restore(self, fresh: Any) -> tuple[Any, dict[str, tuple]] | None:
-        """The state of the latest checkpoint.
+        Raises:
+          TroubleError: if it could not be, unless something else has failed before.
+        """
+        try:
+            self._started.close()
+        except Exception as error:
+            if kind is None:
+                raise self._trouble(error) from error
+
+    def has_checkpoints(self) -> bool:
+        """Tells whether there is a checkpoint to go on from, perhaps a damaged one."""
+        return bool(steps_in(self.path / "checkpoints"))
+
+    def epochs_done(self) -> int:
+        """The epochs that the newest checkpoint's record has; 0 if it has none."""
+        lines = latest_items(self.path / "checkpoints").get("record", {}).get("lines")
+        return lines[-1]["epoch"] if lines else 0
+
+    def restore(self, fresh: Any) -> tuple[Checkpoint, dict[str, tuple]] | None:
+        """The latest checkpoint.
 
         Args:
           fresh: a state, whose shapes, dtypes and shardings are taken.
 
         Returns:
-          The state, and the fields of the config that have changed, with their old and
-          new values; None if there is no checkpoint.
+          The checkpoint, and the fields of the config that have changed, with their old
+          and new values; None if there is no checkpoint.
 
         Raises:
           InputError: if no checkpoint can be read, or it is of another run.
+          TroubleError: if the disk or memory is in trouble.
         """
-        if (restored := self.checkpoints.restore_latest(fresh)) is None:
-            return None
-        state, stored = restored
-        changed = changes(stored, self._config)
-        require_same_run(changed, str(self.path))
-        return state, changed
 
-    def start(self, step: int) -> Record:
-        """Writes the config, and opens the record, without what is after `step`."""
-        self._record = Record(self.path, step)
-        write_config(self.path, self._config.to_dict())
-        return self._record
+        def wanted(config):
+            require_same_run(changes(config, self._config), self._name)
+            return array_fields(fresh)
 
-    def save(self, state: Any, test: dict[str, float] | None = None) -> None:
-        """Starts to write a checkpoint of `state`, with its `test` metrics."""
-        config = self._config.to_dict()
-        self.checkpoints.save(int(state.step), state, config, test)
+        found = restore_latest(self.path / "checkpoints", wanted)
+        return found and (found, changes(found.config, self._config))
+
+    def start(self, step: int, lines: list[Line] | None) -> None:
+        """Writes the config, and opens the record and the checkpoints.
+
+        Args:
+          step: that the run goes on from; what the record has of later ones is removed.
+          lines: of the record up to there; None to take those that are in the file.
+        """
+        with self._must_be_usable():
+            for name in _FILES:  # what a run that was killed left of them
+                for part in self.path.glob(f"{name}.*.part"):
+                    part.unlink()
+            self.record = Record(self.path, step, lines)
+            self._started.callback(self.record.close)
+            try:
+                read_config(self.path)
+            except FileNotFoundError:
+                pass
+            except InputError as error:
+                print(f"{error}; it is written anew from the checkpoint")
+            write_config(self.path, self._config.to_dict())
+            self.checkpoints = Checkpoints(self.path / "checkpoints")
+            self._started.callback(self.checkpoints.close)
+
+    def save(
+        self, state: Any, line: Line | None = None, test: dict[str, float] | None = None
+    ) -> None:
+        """Adds an epoch's `line` to the record, and starts to write a checkpoint.
+
+        Where one of the two fails, the other one is made nevertheless.
+
+        Args:
+          state: of the training.
+          line: of the epoch, if it is done.
+          test: the metrics of `state`, if it was evaluated.
+
+        Raises:
+          TroubleError: if the disk does not take it.
+        """
+        step, config, lines = int(state.step), self._config.to_dict(), self.record.lines
+        writes = [lambda: self.checkpoints.save(step, state, config, lines, test)]
+        if line is not None:
+            writes.insert(0, lambda: self.record.append(line))
+        failures = []
+        for write in writes:
+            try:
+                write()
+            except Exception as error:  # Orbax has many names for a disk that is full
+                failures.append(error)
+        if failures:
+            raise self._trouble(failures[0]) from failures[0]
+
+    def draw_curves(self) -> None:
+        """Draws the record.
+
+        Raises:
+          TroubleError: if the disk does not take it.
+        """
+        try:
+            plot_run(self.record.lines, self.curves)
+        except OSError as error:
+            raise self._trouble(error) from error
+
+    @property
+    def curves(self) -> epath.Path:
+        """The file of the drawing."""
+        return self.path / "curves.png"
+
+    def _check(self):
+        """Compares the config of the newest checkpoint, or the one written, with ours.
+
+        A checkpoint's goes first, as it has a digest; `config.json` is written anew.
+        """
+        for name in (*_FILES, *_DIRECTORIES):
+            path, is_file = self.path / name, name in _FILES
+            if path.exists() and path.is_dir() == is_file:
+                allowed = "a file" if is_file else "a directory"
+                raise InputError(f"{path} is in the way; it must be {allowed}")
+        stored = latest_items(self.path / "checkpoints").get("config")
+        try:
+            if (self.path / "config.json").exists():
+                written = read_config(self.path)
+                stored = written if stored is None else stored
+        except InputError:
+            if stored is None:
+                raise
+        if stored is not None:
+            require_same_run(changes(stored, self._config), self._name)
+
+    @contextlib.contextmanager
+    def _must_be_usable(self):
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"workdir is {self._name!r}, which can't be used: {error}; it must be "
+                "a directory that can be written"
+            ) from None
+
+    def _trouble(self, error):
+        return TroubleError(f"{self.path} can't be written: {in_one_line(error)}")

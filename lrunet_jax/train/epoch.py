@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lrunet_jax import data
+from lrunet_jax.memory import memory_taken
 from lrunet_jax.train.devices import data_shardings
 from lrunet_jax.train.state import TrainState
 from lrunet_jax.train.step import Augment, make_train_call
@@ -21,7 +23,7 @@ SECONDS_PER_CALL = 8.0
 
 
 class EpochLoop:
-    """Trains epoch by epoch on a data set that lies on the device.
+    """Trains epoch by epoch on a data set that lies on the devices.
 
     A call runs as many steps as take SECONDS_PER_CALL, so that the host does not delay
     a fast device, and a slow one still shows its progress. Where calls begin and end
@@ -41,15 +43,16 @@ class EpochLoop:
         """Compiles the step, and the one of the last, smaller batch.
 
         Args:
-          state: of the run, on the devices.
-          train_set: on the devices.
+          state: of the run, and `train_set`: what they are called with, or the same as
+            abstract arrays with shardings.
+          train_set: the training set.
           augment: see `data.make_augment`.
           mesh: the devices.
           batch_size: images per step, over all devices.
           seed: of the order of the images and of each step's randomness.
           dtype: to compute in.
         """
-        self._data = train_set
+        self._num_images = train_set.labels.shape[0]
         self._batch_size = batch_size
         self._seed = seed
         self._key = jax.device_put(jax.random.key(seed), data_shardings(mesh)[0])
@@ -61,9 +64,22 @@ class EpochLoop:
             else None
             for batches in self._batches(epoch=0)
         ]
+        self.memory_taken = max(memory_taken(p) for p in self._programs if p)
 
-    def run(self, state: TrainState) -> Iterator[TrainState]:
-        """Trains to the end of the state's epoch; yields the state after each call."""
+    def run(
+        self, state: TrainState, train_set: data.Split, at_a_time: int = 0
+    ) -> Iterator[tuple[TrainState, TrainState]]:
+        """Trains to the end of the state's epoch.
+
+        Args:
+          state: to begin with.
+          train_set: on the devices.
+          at_a_time: the steps of a call, in place of as many as take SECONDS_PER_CALL.
+
+        Yields:
+          The states before and after each call. The latter is given to the next call,
+          which takes its memory.
+        """
         full, tail = self._batches(int(state.epoch))
         step = int(state.metrics.count) // self._batch_size
         for program, batches, offset in zip(
@@ -71,19 +87,25 @@ class EpochLoop:
         ):
             while step < offset + len(batches):
                 start = step - offset
-                stop = min(start + self._steps, len(batches))
+                stop = min(start + (at_a_time or self._steps), len(batches))
+                before = _copy(state)
                 began = time.perf_counter()
-                state = program(state, self._data, batches, start, stop, self._key)
+                state = program(state, train_set, batches, start, stop, self._key)
                 jax.block_until_ready(state.step)
                 seconds = (time.perf_counter() - began) / (stop - start)
                 # Slowly upwards: one short call must not make the next one endless.
                 self._steps = min(steps_per_call(seconds), 4 * self._steps)
                 step = offset + stop
-                yield state
+                yield before, state
 
     def _batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        order = data.epoch_order(self._seed, epoch, len(self._data.labels))
+        order = data.epoch_order(self._seed, epoch, self._num_images)
         return data.train_batches(order, self._batch_size)
+
+
+@jax.jit
+def _copy(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
 
 
 def steps_per_call(seconds: float, call_seconds: float = SECONDS_PER_CALL) -> int:

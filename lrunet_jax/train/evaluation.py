@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from lrunet_jax import data
+from lrunet_jax.memory import memory_taken
 from lrunet_jax.train.devices import data_shardings, make_mesh
 from lrunet_jax.train.state import Metrics, TrainState, cross_entropy
 from lrunet_jax.train.step import take_batch
@@ -53,7 +54,7 @@ def evaluate(
     count, mesh = len(split.labels), make_mesh()
     placed = jax.device_put((variables, split), data_shardings(mesh)[0])
     with jax.default_matmul_precision("highest"):
-        program = _compile(model.apply, placed, min(batch_size, count), mesh)
+        program, _ = _compile(model.apply, placed, min(batch_size, count), mesh)
     began = time.perf_counter()
     _, logits = jax.device_get(program(*placed))
     seconds = time.perf_counter() - began
@@ -71,36 +72,41 @@ def evaluate(
 
 def compile_evaluation(
     state: TrainState, test_set: data.Split, batch_size: int, mesh: Mesh
-) -> Callable[[TrainState], dict[str, float]]:
+) -> tuple[Callable[[TrainState, data.Split], dict[str, float]], int]:
     """A compiled function from a state to its metrics: `test_loss`, `test_accuracy`.
 
     With moving averages also `test_ema_loss` and `test_ema_accuracy`.
 
     Args:
       state: an example, with the shapes and shardings of those to come.
-      test_set: on the devices.
+      test_set: what it is called with, or the same as abstract arrays with shardings.
       batch_size: images at a time, over all devices.
       mesh: the devices.
-    """
-    example = state.variables(), test_set
-    program = _compile(state.apply_fn, example, batch_size, mesh)
 
-    def evaluate_state(state):
+    Returns:
+      The function, of a state and the test set, and the bytes that it takes.
+    """
+    program, taken = _compile(
+        state.apply_fn, (state.variables(), test_set), batch_size, mesh
+    )
+
+    def evaluate_state(state, test_set):
         test: dict[str, float] = {}
         for prefix, variables in state.evaluated().items():
             metrics, _ = program(variables, test_set)
             test |= metrics.means(prefix)
         return test
 
-    return evaluate_state
+    return evaluate_state, taken
 
 
 def _compile(apply_fn, example, batch_size, mesh):
-    """The program (variables, split) -> (Metrics, logits), for such an example."""
+    """The program (variables, split) -> (Metrics, logits), and the bytes it takes."""
     _, split = example
-    batches = data.eval_batches(len(split.labels), batch_size)
+    batches = data.eval_batches(split.labels.shape[0], batch_size)
     program = make_eval_call(apply_fn, mesh).lower(*example, batches).compile()
-    return lambda variables, split: program(variables, split, batches)
+    call = lambda variables, split: program(variables, split, batches)
+    return call, memory_taken(program)
 
 
 def make_eval_call(

@@ -1,17 +1,21 @@
 """Training: from a config and a directory to a trained network."""
 
+import dataclasses
+import functools
 import time
 
 import jax
 import ml_collections
 
 from lrunet_jax import data, ops
-from lrunet_jax.errors import DivergedError, require
-from lrunet_jax.models import create_model
+from lrunet_jax.errors import DivergedError
+from lrunet_jax.memory import require_memory
+from lrunet_jax.models import create_model, leaf_names
+from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
-from lrunet_jax.runs.curves import plot_run
 from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.divergence import describe_divergence
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
 from lrunet_jax.train.optim import create_optimizer, create_schedule
@@ -27,7 +31,7 @@ from lrunet_jax.train.report import (
 from lrunet_jax.train.signals import stop_signals
 from lrunet_jax.train.state import TrainState, create_train_state, is_finite
 from lrunet_jax.train.targets import make_targets
-from lrunet_jax.train.validate import validate
+from lrunet_jax.train.validate import validate, validate_with_data
 from lrunet_jax.weights.loading import weights_for
 
 
@@ -37,26 +41,43 @@ def train_and_evaluate(
     """Trains `config.model` on `config.dataset`; resumes the run in `workdir`, if any.
 
     Batches, augmentation and dropout follow from the seed and the step: on CPU, a run
-    that was stopped and resumed ends in the same bits as one that was not. SIGTERM
-    and SIGINT stop it after a checkpoint. The lowering and the matmul precision are the
-    config's, not those of a context around the call. Compiled programs are kept in the
-    user's cache, see `keep_compiled_programs`.
+    that was stopped and resumed ends in the same bits as one that was not. Once it
+    trains, SIGTERM, SIGINT and SIGHUP stop it after a checkpoint. The lowering and the
+    matmul precision are the config's, not those of a context around the call. Compiled
+    programs are kept in the user's cache, see `keep_compiled_programs`. Output that
+    can't be written any more stops nothing.
 
     Args:
       config: as `configs/default.py` documents it.
       workdir: for checkpoints, `metrics.jsonl`, `config.json`, `curves.png` and
-        TensorBoard events.
+        TensorBoard events; locked while the run trains.
       data_dir: of TFDS, see `data.load_split`.
 
     Returns:
       The last state.
 
     Raises:
-      InputError: for a bad value, before anything in `workdir` is overwritten.
+      InputError: for a bad value, before anything is written in `workdir`, and for a
+        program that needs more memory than the device has.
       DivergedError: when the loss or the weights are not finite any more.
+      TroubleError: when `workdir` can't be read or written.
     """
-    keep_compiled_programs()
-    validate(config, jax.device_count())
+    with unbreakable_output():
+        keep_compiled_programs()
+        validate(config, jax.device_count())
+        with (
+            ops.lowering(config.lowering),
+            jax.default_matmul_precision(config.matmul_precision),
+        ):
+            return _train(config, Workdir(workdir, config), data_dir)
+
+
+def _train(config, run, data_dir):
+    """Does what `train_and_evaluate` does, with valid values.
+
+    Nothing is allocated on a device before all programs are compiled, and nothing is
+    written before everything is known to be good.
+    """
     dataset = data.dataset_info(config.dataset, data_dir)
     model = create_model(num_classes=dataset.num_classes, **config.model)
     schedule = create_schedule(
@@ -74,42 +95,42 @@ def train_and_evaluate(
         weight_decay=config.weight_decay,
         decay_of=config.decay_of,
     )
-    with (
-        ops.lowering(config.lowering),
-        jax.default_matmul_precision(config.matmul_precision),
-        Workdir(workdir, config) as run,
-        stop_signals() as stop_requested,
-    ):
-        mesh = make_mesh()
-        replicated, _ = data_shardings(mesh)
-        splits = _load_data(config.dataset, data_dir, config.augment)
-        train_set, test_set = jax.device_put(splits, replicated)
-        print_model(model, config.model, train_set.images.shape[1:])
-        print_data(config.dataset, train_set, test_set)
-        print_devices(config.batch_size, config.matmul_precision)
-        print(f"workdir  {run.path}", flush=True)
-        fresh = _fresh_state(config, model, tx, train_set)
-        state = _resumed_or_pretrained(
-            jax.device_put(fresh, replicated), run, model, config.init_from
-        )
-        record = run.start(int(state.step))
+    mesh = make_mesh()
+    replicated, _ = data_shardings(mesh)
+    splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
+    validate_with_data(config, splits[0])
+    print_model(model, config.model, splits[0].images.shape[1:])
+    print_data(config.dataset, *splits)
+    print_devices(config.batch_size, config.matmul_precision)
+    print(f"workdir  {run.path}", flush=True)
+    create = functools.partial(_fresh_state, config, model, tx, splits[0])
+    example, *abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
+        (jax.eval_shape(create), *splits),
+    )
+    begins_with = "" if run.has_checkpoints() else config.init_from
+    given = weights_for(model, example.learned(), begins_with) if begins_with else {}
+    compiled = functools.cache(lambda: _compile(config, mesh, example, *abstract))
+    if run.epochs_done() < config.epochs:
+        compiled()
 
+    with stop_signals() as stop_requested, run:
+        state = jax.device_put(create(), replicated)
+        state = _resumed(state, run) or _started(state, run, given)
         if int(state.epoch) < config.epochs:
-            began = time.monotonic()
-            augment = data.make_augment(**config.augment)
-            batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
-            steps = EpochLoop(state, train_set, augment, mesh, batch_size, seed, dtype)
-            evaluate = compile_evaluation(state, test_set, batch_size, mesh)
-            num_images = state.num_images
-            last_batch = data.last_batch_size(num_images, batch_size)
-            print(f"compiled in {duration(time.monotonic() - began)}", flush=True)
+            steps, evaluate, seconds = compiled()
+            train_set, test_set = jax.device_put(splits, replicated)
+            last_batch = data.last_batch_size(state.num_images, config.batch_size)
+            print(f"compiled in {duration(seconds)}", flush=True)
 
         while int(state.epoch) < config.epochs and not stop_requested():
             epoch = int(state.epoch) + 1
             progress = Progress(epoch, config.epochs, state.metrics, state.num_images)
-            calls = steps.run(state)
-            for state in calls:
-                _require_finite(state, run)
+            calls = steps.run(state, train_set)
+            for before, state in calls:
+                if not is_finite(state):
+                    once_more = (s for _, s in steps.run(before, train_set, 1))
+                    raise _diverged(once_more, model, splits[0], run, config)
                 progress.update(state.metrics)
                 if state.epoch_is_done():
                     continue
@@ -118,26 +139,48 @@ def train_and_evaluate(
                 if run.checkpoints.minutes_since_save() >= config.checkpoint_minutes:
                     run.save(state)
             progress.close()
-            test: dict[str, float] = {}
+            line, test = None, {}
             if state.epoch_is_done():
                 if epoch % config.eval_every == 0 or epoch == config.epochs:
-                    test = evaluate(state)
+                    test = evaluate(state, test_set)
+                rate = float(schedule(epoch - last_batch / state.num_images))
                 line = {
                     "step": int(state.step),
                     "epoch": epoch,
                     **state.metrics.means("train_"),
-                    "learning_rate": float(schedule(epoch - last_batch / num_images)),
+                    "learning_rate": rate,
                     "images_per_second": progress.images_per_second,
+                    **test,
                 }
-                record.append(line | test)
-                print_epoch(line | test, config.epochs)
+                print_epoch(line, config.epochs)
                 state = jax.device_put(state.next_epoch(), replicated)
-            run.save(state, test or None)
+            run.save(state, line, test or None)
 
-        curves = run.path / "curves.png"
-        plot_run(record.lines, curves)
-        print_result(state, config.epochs, record.lines, run.checkpoints, curves)
+        run.draw_curves()
+        print_result(state, config.epochs, run)
     return state
+
+
+def _compile(config, mesh, state, train_set, test_set):
+    """The epoch's loop, the evaluation, and how long it took to compile them.
+
+    Args:
+      config: of the run.
+      mesh: the devices.
+      state: abstract arrays, as `train_set` and `test_set`.
+      train_set: the training set.
+      test_set: the test set.
+
+    Raises:
+      InputError: if they need more memory than there is.
+    """
+    began = time.monotonic()
+    augment = data.make_augment(**config.augment)
+    batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
+    steps = EpochLoop(state, train_set, augment, mesh, batch_size, seed, dtype)
+    evaluate, taken = compile_evaluation(state, test_set, batch_size, mesh)
+    require_memory("the training", max(steps.memory_taken, taken))
+    return steps, evaluate, time.monotonic() - began
 
 
 def _warmup_within(config):
@@ -150,15 +193,6 @@ def _warmup_within(config):
         f"than the run of {epochs}"
     )
     return epochs / 10
-
-
-def _load_data(dataset, data_dir, augment):
-    """The training and the test set, whose images the augmentation can crop."""
-    train_set = data.load_split(dataset, "train", data_dir)
-    room = min(train_set.images.shape[1:3]) + 2 * augment.padding
-    allowed = f"at most {room}, with the padding"
-    require(augment.size <= room, "augment.size", augment.size, allowed)
-    return train_set, data.load_split(dataset, "test", data_dir)
 
 
 def _fresh_state(config, model, tx, train_set):
@@ -175,23 +209,33 @@ def _fresh_state(config, model, tx, train_set):
     )
 
 
-def _resumed_or_pretrained(fresh, run, model, init_from):
-    """The state to begin with: of a checkpoint, of given weights, or the fresh one."""
-    if (restored := run.restore(fresh)) is not None:
-        print_resumed(*restored)
-        return restored[0]
-    if not init_from:
+def _resumed(fresh, run):
+    """The state of the latest checkpoint, from which the run goes on; None without."""
+    if (restored := run.restore(fresh)) is None:
+        return None
+    checkpoint, changed = restored
+    state = dataclasses.replace(fresh, **checkpoint.fields)
+    print_resumed(state, changed, checkpoint.verified)
+    run.start(checkpoint.step, checkpoint.lines)
+    return state
+
+
+def _started(fresh, run, weights):
+    """The state to begin with: the fresh one, with `weights` if any are given."""
+    run.start(0, None)
+    if not weights:
         return fresh
-    weights = weights_for(model, fresh.learned(), init_from)
     return fresh.begin_with(jax.device_put(weights, fresh.step.sharding))
 
 
-def _require_finite(state, run):
-    if is_finite(state):
-        return
+def _diverged(states, model, train_set, run, config):
+    """The error that says what went first, and what may help."""
+    names = leaf_names(model, train_set.images.shape[3])
+    what, from_weights = describe_divergence(states, names)
     latest = run.checkpoints.latest_path()
-    raise DivergedError(
-        f"the loss is not finite any more at step {int(state.step):,}; "
-        + (f"the last good checkpoint is {latest}; " if latest else "")
-        + "a lower learning_rate may help"
-    )
+    message = what + (f"; the last good checkpoint is {latest}" if latest else "")
+    if from_weights and config.init_from:
+        message += f"; it was the first step, with the weights of {config.init_from}"
+    elif not from_weights and config.learning_rate > 0:
+        message += "; a lower learning_rate may help"
+    return DivergedError(message)

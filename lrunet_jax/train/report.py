@@ -1,16 +1,15 @@
 """The lines that a run prints about itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.models import summarise
-from lrunet_jax.runs.checkpoints import Checkpoints
 from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.state import TrainState
 
 
@@ -51,9 +50,14 @@ def print_devices(batch_size: int, matmul_precision: str) -> None:
     )
 
 
-def print_resumed(state: TrainState, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def print_resumed(
+    state: TrainState, changed: Mapping[str, tuple[Any, Any]], verified: bool
+) -> None:
     """Prints the step that a run resumes from, and the changed fields of its config."""
-    print(f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}")
+    unverified = "" if verified else ", unverified: the checkpoint has no digest"
+    print(
+        f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}{unverified}"
+    )
     for field, (before, after) in changed.items():
         print(f"         {field}: {before!r} -> {after!r}")
 
@@ -74,24 +78,18 @@ def print_epoch(line: Line, epochs: int) -> None:
     )
 
 
-def print_result(
-    state: TrainState,
-    epochs: int,
-    lines: Sequence[Line],
-    checkpoints: Checkpoints,
-    curves: epath.Path,
-) -> None:
+def print_result(state: TrainState, epochs: int, run: Workdir) -> None:
     """Prints best and last test accuracy, with their files, and how to go on."""
-    evaluated = [line for line in lines if "test_accuracy" in line]
+    evaluated = [line for line in run.record.lines if "test_accuracy" in line]
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
         best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
                 f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
-                f"{line['epoch']}: {checkpoints.path(line['step'])}"
+                f"{line['epoch']}: {run.checkpoints.path(line['step'])}"
             )
-    print(f"curves {curves}")
+    print(f"curves {run.curves}")
     if int(state.epoch) < epochs:
         print(
             f"stopped by a signal at step {int(state.step):,}, in epoch "

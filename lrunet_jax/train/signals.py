@@ -9,10 +9,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """A context in which SIGTERM and SIGINT are noted, and do nothing else.
+    """A context in which SIGTERM, SIGINT and SIGHUP are noted, and do nothing else.
 
-    A second one has its usual effect. Outside of the main thread, where Python handles
-    no signals, none is noted.
+    A second one has its usual effect. SIGHUP, which comes when a terminal goes away, is
+    not noted where it is ignored, as by `nohup`. Outside of the main thread, where
+    Python handles no signals, none is noted.
 
     Yields:
       A function that tells whether one has come.
@@ -25,8 +26,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         signal.signal(number, usual[number])
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            usual[number] = signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                usual[number] = signal.signal(number, note)
     try:
         yield lambda: bool(received)
     finally:

@@ -104,10 +104,14 @@ class TrainState(train_state.TrainState):
         )
 
     def begin_with(self, variables: dict[str, Any]) -> "TrainState":
-        """The state with other `params` and `batch_stats`, also as its averages."""
+        """The state with other `params` and `batch_stats`, also as its averages.
+
+        Of `params` those modules that are not in `variables` stay.
+        """
         copy = lambda tree: jax.tree.map(jnp.copy, tree)  # what is donated is no alias
-        averages = copy(variables) if self.ema_decay else {}
-        return self.replace(**variables, ema=averages)
+        learned = variables | {"params": self.params | variables["params"]}
+        averages = copy(learned) if self.ema_decay else {}
+        return self.replace(**learned, ema=averages)
 
     def learned(self) -> dict[str, Any]:
         """The variables that training changes: `params` and `batch_stats`."""

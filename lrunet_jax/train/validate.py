@@ -1,13 +1,15 @@
 """The values that a run's config may have."""
 
 import ml_collections
+import numpy as np
 
 from lrunet_jax import ops
-from lrunet_jax.data import dataset_info
+from lrunet_jax.data import Split, dataset_info
 from lrunet_jax.errors import InputError, require, require_known
 from lrunet_jax.runs.config import flatten
 
 PRECISIONS = ("default", "high", "highest")
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 DTYPES = ("bfloat16", "float32")
 FIELDS = {
     *("model.name", "dataset", "batch_size", "epochs", "seed", "dtype", "init_from"),
@@ -40,32 +42,61 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     for field in ("batch_size", "epochs", "eval_every", "augment.size"):
         require(values[field] >= 1, field, values[field], "at least 1")
     for field in (
-        "seed",
         "learning_rate",
         "weight_decay",
         "decay_factor",
         "warmup_epochs",
         "augment.padding",
         "augment.rotation",
-        "checkpoint_minutes",
         "mixup",
     ):
-        require(values[field] >= 0, field, values[field], "0 or more")
-    require(config.seed < 1 << 63, "seed", config.seed, "less than 2 to the 63rd")
+        allowed = "0 or more, and finite in float32"
+        require(0 <= values[field] <= FLOAT32_MAX, field, values[field], allowed)
+    minutes = config.checkpoint_minutes
+    require(minutes >= 0, "checkpoint_minutes", minutes, "0 or more")
+    # JAX takes the lower half of a longer one, so that two would give the same run.
+    require(0 <= config.seed < 1 << 32, "seed", config.seed, "in [0, 2 to the 32nd)")
+    rotation = config.augment.rotation
+    require(rotation <= 180, "augment.rotation", rotation, "at most 180 degrees")
+    mixup = config.mixup
+    require(not 0 < mixup < 1e-6, "mixup", mixup, "0, or at least 1e-6")
     require(
         all(
-            isinstance(epoch, int | float) and epoch >= 0
+            isinstance(epoch, int | float) and 0 <= epoch <= FLOAT32_MAX
             for epoch in config.decay_epochs
         ),
         "decay_epochs",
         config.decay_epochs,
-        "numbers, 0 or more",
+        "numbers, 0 or more, and finite in float32",
     )
     for field in ("momentum", "label_smoothing", "ema_decay"):
-        require(0 <= values[field] < 1, field, values[field], "in [0, 1)")
+        # A number next to 1 is 1 in float32.
+        below_1 = bool(values[field] >= 0 and np.float32(values[field]) < 1)
+        require(below_1, field, values[field], "in [0, 1), in float32 too")
     require(
         config.batch_size % num_devices == 0,
         "batch_size",
         config.batch_size,
         f"a multiple of the {num_devices} devices",
     )
+
+
+def validate_with_data(config: ml_collections.ConfigDict, train_set: Split) -> None:
+    """Checks the values that depend on the training set.
+
+    Raises:
+      InputError: that names the first value that is not allowed.
+    """
+    num_images, *shape, _ = train_set.images.shape
+    batch_size, augment = config.batch_size, config.augment
+    allowed = f"at most {num_images}, the training images"
+    require(batch_size <= num_images, "batch_size", batch_size, allowed)
+    side = min(shape)
+    allowed = f"at most {side}, the side of an image"
+    require(augment.padding <= side, "augment.padding", augment.padding, allowed)
+    room = side + 2 * augment.padding
+    allowed = f"at most {room}, with the padding"
+    require(augment.size <= room, "augment.size", augment.size, allowed)
+    most = ((1 << 31) - 1) // -(-num_images // batch_size)
+    allowed = f"at most {most}, as steps are counted in 32 bits"
+    require(config.epochs <= most, "epochs", config.epochs, allowed)

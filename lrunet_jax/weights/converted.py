@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -10,8 +11,10 @@ from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables
-from lrunet_jax.runs.checkpoints import require_same_leaves
+from lrunet_jax.runs.digest import array_digests, json_digests, require_digests
 from lrunet_jax.runs.earlier import translate
+from lrunet_jax.runs.restoring import require_same_leaves
+from lrunet_jax.runs.trouble import DamagedError, read_carefully
 from lrunet_jax.weights.stored_model import (
     StoredModel,
     abstract_input_stats,
@@ -30,24 +33,16 @@ def open_converted(directory: epath.Path) -> StoredModel:
     """Opens a directory that `save_converted` has written.
 
     Raises:
-      InputError: if it can't be read, or a later version has written it.
+      InputError: if it is damaged, or a later version has written it.
+      TroubleError: if the disk or memory is in trouble.
     """
     try:
-        with _checkpointer() as checkpointer:
-            only = ocp.args.Composite(model=ocp.args.JsonRestore())
-            stored = _stored_model(checkpointer.restore(directory, args=only)["model"])
-            require_facts(stored)
-            expected = abstract_variables(stored.create_model(), stored.channels)
-            found = checkpointer.metadata(directory).item_metadata["variables"].tree
-            if "input_stats" in found:
-                stats = {"input_stats": abstract_input_stats(stored.channels)}
-                expected = expected | stats  # a copy: it is cached
-            require_same_leaves(expected, found)
-            only = ocp.args.Composite(variables=ocp.args.StandardRestore())
-            variables = checkpointer.restore(directory, args=only)["variables"]
-    except Exception as error:  # Orbax has many names for damage
-        raise InputError(f"{directory} can't be read: {in_one_line(error)}") from None
-    return stored._replace(variables=variables)
+        stored, verified = read_carefully(directory, lambda: _open(directory))
+    except DamagedError as error:
+        raise InputError(f"{directory} can't be read: {error}") from None
+    if not verified:
+        print(f"{directory} is unverified: it has no digest", file=sys.stderr)
+    return stored
 
 
 def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
@@ -57,9 +52,12 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
       InputError: if it can't be written.
     """
     facts = {"format": FORMAT, **stored._asdict()}
+    variables = facts.pop("variables")
+    digest = _digest(variables, facts)
     items = ocp.args.Composite(
-        variables=ocp.args.StandardSave(facts.pop("variables")),
+        variables=ocp.args.StandardSave(variables),
         model=ocp.args.JsonSave(facts),
+        digest=ocp.args.JsonSave(digest),
     )
     part = None
     try:
@@ -77,6 +75,33 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _open(directory: epath.Path) -> tuple[StoredModel, bool]:
+    """The network, and whether it agrees with its digest; any error may be damage."""
+    with _checkpointer() as checkpointer:
+        restore = lambda **only: checkpointer.restore(
+            directory, args=ocp.args.Composite(**only)
+        )
+        facts = restore(model=ocp.args.JsonRestore())["model"]
+        stored = _stored_model(facts)
+        require_facts(stored)
+        expected = abstract_variables(stored.create_model(), stored.channels)
+        found = checkpointer.metadata(directory).item_metadata["variables"].tree
+        if "input_stats" in found:
+            stats = {"input_stats": abstract_input_stats(stored.channels)}
+            expected = expected | stats  # a copy: it is cached
+        require_same_leaves(expected, found)
+        variables = restore(variables=ocp.args.StandardRestore())["variables"]
+        has_digest = (directory / "digest").exists()
+        if has_digest:
+            digest = restore(digest=ocp.args.JsonRestore())["digest"]
+            require_digests(digest, _digest(variables, facts))
+    return stored._replace(variables=variables), has_digest
+
+
+def _digest(variables: Any, facts: dict[str, Any]) -> dict[str, str]:
+    return array_digests(variables) | json_digests({"model": facts})
 
 
 def _stored_model(facts: dict[str, Any]) -> StoredModel:
@@ -98,6 +123,8 @@ def _stored_model(facts: dict[str, Any]) -> StoredModel:
 
 def _checkpointer():
     handler = ocp.CompositeCheckpointHandler(
-        variables=ocp.StandardCheckpointHandler(), model=ocp.JsonCheckpointHandler()
+        variables=ocp.StandardCheckpointHandler(),
+        model=ocp.JsonCheckpointHandler(),
+        digest=ocp.JsonCheckpointHandler(),
     )
     return ocp.Checkpointer(handler)

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from flax import traverse_util
 
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.programs import keep_compiled_programs
-from lrunet_jax.runs.checkpoints import require_same_leaves
+from lrunet_jax.runs.restoring import require_same_leaves
 from lrunet_jax.weights import published
 from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
 from lrunet_jax.weights.stored_model import StoredModel
@@ -51,8 +52,30 @@ def load(path: str | os.PathLike, step: int | None = None) -> tuple[nn.Module, A
     return stored.create_model(), jax.tree.map(jnp.asarray, stored.variables)
 
 
-def open_model(path: str | os.PathLike, step: int | None = None) -> StoredModel:
-    """Opens a trained network with what is known about it; arguments as for `load`."""
+def open_model(
+    path: str | os.PathLike, step: int | None = None, *, allow_nonfinite: bool = False
+) -> StoredModel:
+    """Opens a trained network with what is known about it.
+
+    Args:
+      path: as for `load`.
+      step: as for `load`.
+      allow_nonfinite: whether weights may be NaN or infinite.
+
+    Raises:
+      InputError: as `load`; for weights that are not finite too, of which it names the
+        first.
+      TroubleError: if the disk or memory is in trouble.
+    """
+    stored = _open(path, step)
+    if not allow_nonfinite:
+        for name, leaf in traverse_util.flatten_dict(stored.variables, sep="/").items():
+            if not np.isfinite(leaf).all():
+                raise InputError(f"{name} in {path} is not finite; weights must be")
+    return stored
+
+
+def _open(path: str | os.PathLike, step: int | None) -> StoredModel:
     try:
         place = epath.Path(path).expanduser()
         is_directory, exists = place.is_dir(), place.exists()
@@ -112,15 +135,14 @@ def weights_for(
 ) -> dict[str, Any]:
     """The weights that are stored in `path`, for training `model` on.
 
-    If the number of classes differs, the last layer keeps its own from `variables`.
-
     Args:
       model: the network to be trained.
-      variables: its fresh `params` and `batch_stats`.
+      variables: its `params` and `batch_stats`, which may be abstract.
       path: as for `load`.
 
     Returns:
-      `params` and `batch_stats`.
+      `params` and `batch_stats`; if the number of classes differs, without the last
+      layer.
 
     Raises:
       InputError: if it can't be opened, or is a different network.
@@ -130,18 +152,20 @@ def weights_for(
     arguments = stored.arguments | {"num_classes": model.num_classes}
     of_classes = abstract_variables(create_model(**arguments), stored.channels)
     shapes = lambda tree: jax.tree.map(np.shape, tree)
-    fresh = {
-        name: variables["params"].get(name, {})
+    others = [
+        name
         for name, module in of_classes["params"].items()
         if shapes(module) != shapes(learned["params"][name])
-    }
-    learned["params"] = learned["params"] | fresh
+    ]
+    without = lambda params: {n: params[n] for n in params if n not in others}
+    learned["params"] = without(learned["params"])
     try:
-        require_same_leaves(variables, learned)
+        expected = variables | {"params": without(variables["params"])}
+        require_same_leaves(expected, learned)
     except ValueError as error:
         raise InputError(
             f"init_from is {path!r}, which is another network: {error}"
         ) from None
-    for name in fresh:
+    for name in others:
         print(f"init_from: {name} is of another number of classes, and fresh")
     return jax.tree.map(jnp.asarray, learned)

@@ -9,7 +9,7 @@ from etils import epath
 from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables, create_model
-from lrunet_jax.runs.checkpoints import read_checkpoint
+from lrunet_jax.runs.restoring import read_checkpoint
 from lrunet_jax.weights.stored_model import (
     StoredModel,
     abstract_input_stats,
@@ -27,19 +27,20 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
     Raises:
       InputError: if there is none, or it can't be read.
     """
-    step, state, config, metrics = read_checkpoint(
-        workdir / "checkpoints", step, _wanted_fields
-    )
+    found = read_checkpoint(workdir / "checkpoints", step, _wanted_fields)
+    state, config = dict(found.fields), found.config
     epochs = int(state.pop("epoch"))
     averages = state.pop("ema", {})
     stored = StoredModel(
         arguments=_arguments(config),
         channels=dataset_info(config["dataset"]).image_shape[2],
         variables=state | averages,
-        counters=step,
+        counters=found.step,
         name=workdir.name,
         dataset=config["dataset"],
-        accuracy=metrics.get("test_ema_accuracy" if averages else "test_accuracy"),
+        accuracy=found.metrics.get(
+            "test_ema_accuracy" if averages else "test_accuracy"
+        ),
         epoch=epochs - 1 if epochs else None,  # the last complete one
     )
     try:

@@ -1,0 +1,66 @@
+"""The memory that a program takes, and that a device has."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from lrunet_jax.errors import InputError
+
+_CGROUPS = "/sys/fs/cgroup"
+
+
+def require_memory(what: str, taken: int) -> None:
+    """Raises an InputError if `what` takes more bytes than each device has."""
+    if (limit := device_memory()) is not None and taken > limit:
+        raise InputError(
+            f"{what} takes {taken / 1e9:,.1f} GB of memory, and a device has "
+            f"{limit / 1e9:,.1f}; a smaller batch_size, model or crop takes less"
+        )
+
+
+def memory_taken(program: Any) -> int:
+    """The bytes that a compiled program takes on each device, arguments included.
+
+    Args:
+      program: what `compile` of a lowered function returned.
+    """
+    if (figures := program.memory_analysis()) is None:
+        return 0  # not every backend knows
+    return (
+        figures.argument_size_in_bytes
+        + figures.output_size_in_bytes
+        - figures.alias_size_in_bytes
+        + figures.temp_size_in_bytes
+    )
+
+
+def device_memory() -> int | None:
+    """The bytes that each device has; None if it does not say.
+
+    CPU devices share the machine's memory, or what its cgroup leaves of it.
+    """
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return min(_machine_limits()) // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _machine_limits() -> Iterator[int]:
+    """What the machine has, and the limit of each cgroup that the process is in."""
+    yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError):  # there are none but on Linux
+        for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            # Version 2, with one tree for all kinds, and version 1.
+            files = {"": "memory.max", "memory": "memory/memory.limit_in_bytes"}
+            if kinds in files:
+                file = pathlib.Path(_CGROUPS, files[kinds])
+                group = file.parent / path.lstrip("/")
+                while group.is_relative_to(file.parent):
+                    with contextlib.suppress(OSError, ValueError):  # "max" is none
+                        yield int((group / file.name).read_text())
+                    group = group.parent

@@ -1,0 +1,52 @@
+"""Digests of what is stored, by which damage on a disk is seen."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def array_digests(trees: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each tree of arrays, by its name.
+
+    It is over the path, the dtype, the shape and the bytes in C order of each leaf, as
+    the host has it: the same for any number of devices and processes.
+    """
+    return {name: _of_arrays(tree) for name, tree in trees.items()}
+
+
+def json_digests(values: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each value as JSON, by its name."""
+    return {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        for name, value in values.items()
+    }
+
+
+def require_digests(stored: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compares the digests of what was found with those that were stored.
+
+    Raises:
+      ValueError: that names the first item that differs, or has no digest.
+    """
+    for name, digest in found.items():
+        if stored.get(name) != digest:
+            raise ValueError(f"{name} differs from its digest")
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The path of a leaf as a text: the same in memory and in Orbax's files."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _of_arrays(tree):
+    total = hashlib.sha256()
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for name, leaf in sorted((leaf_name(path), leaf) for path, leaf in leaves):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
+        total.update(array.view(np.uint8).data)
+    return total.hexdigest()

@@ -1,0 +1,260 @@
+"""Checkpoints of a run, read: the latest to go on from, the best to use."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lrunet_jax.errors import InputError, TroubleError, in_one_line, require
+from lrunet_jax.runs.digest import (
+    array_digests,
+    json_digests,
+    leaf_name,
+    require_digests,
+)
+from lrunet_jax.runs.earlier import translate
+from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.trouble import DamagedError, read_carefully
+from lrunet_jax.verbosity import only_errors
+
+# From a run's config to the wanted fields of its state: arrays, or abstract ones.
+Wanted = Callable[[dict[str, Any]], dict[str, Any]]
+
+# What Orbax calls the files of a checkpoint's items that are JSON.
+PLAIN_FILES = {"config": "metadata", "metrics": "metrics", "record": "metadata"}
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read.
+
+    Attributes:
+      step: its name.
+      fields: of the training state, those that were wanted.
+      config: of the run.
+      metrics: on the test set; empty if it was not evaluated.
+      lines: of the run's record up to here; None in one written before the first
+        release, which has no digest either.
+      verified: whether it agrees with its digest; False if it has none.
+    """
+
+    step: int
+    fields: dict[str, Any]
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    lines: list[Line] | None
+    verified: bool
+
+
+@only_errors()
+def restore_latest(directory: epath.Path, wanted: Wanted) -> Checkpoint | None:
+    """The newest checkpoint that is not damaged; None if there is none at all.
+
+    Those that are damaged are named. Where another one is not, they are renamed to
+    `STEP.damaged`, as the run will come to their steps again.
+
+    Args:
+      directory: of the run's checkpoints.
+      wanted: gives the fields to read. Where its arrays have shardings, those that are
+        read get them; else they are NumPy arrays.
+
+    Raises:
+      InputError: if there are checkpoints, but all are damaged, and from `wanted`.
+      TroubleError: if the disk or memory is in trouble; nothing is renamed then.
+    """
+    found, damaged = None, []
+    for step in reversed(steps_in(directory)):
+        path = directory / str(step)
+        try:
+            if found is None:
+                read = functools.partial(_read, path, wanted, whole=True)
+                found = read_carefully(path, read)
+            else:  # the best is kept by its metrics
+                read_carefully(path, functools.partial(_plain_items, path))
+        except DamagedError as error:
+            print(f"checkpoint {step} can't be read: {error}")
+            damaged.append(path)
+    if damaged and not found:
+        raise InputError(f"no checkpoint in {directory} can be read")
+    for path in damaged:
+        _set_aside(path)
+    return found
+
+
+@only_errors()
+def read_checkpoint(
+    directory: epath.Path, step: int | None, wanted: Wanted
+) -> Checkpoint:
+    """A run's checkpoint; nothing in the directory is changed.
+
+    On standard error it is said if another one's metrics are damaged, as that may have
+    been the best, and if this one has no digest.
+
+    Args:
+      directory: of the run's checkpoints.
+      step: which; None for the one of the best test accuracy, or the latest if none
+        was evaluated.
+      wanted: as for `restore_latest`.
+
+    Raises:
+      InputError: if it is not there, is damaged, or its arrays are others.
+      TroubleError: if the disk or memory is in trouble.
+    """
+    if step is None:
+        step = _best_step(directory)
+    else:
+        steps = steps_in(directory)
+        require(step in steps, "step", step, f"one of those in {directory}: {steps}")
+    path = directory / str(step)
+    try:
+        found = read_carefully(path, functools.partial(_read, path, wanted))
+    except DamagedError as error:
+        raise InputError(
+            f"checkpoint {step} in {directory} can't be read: {error}"
+        ) from None
+    if not found.verified:
+        print(f"{path} is unverified: it has no digest", file=sys.stderr)
+    return found
+
+
+def latest_items(directory: epath.Path) -> dict[str, Any]:
+    """What the newest checkpoint holds beside arrays, of those that can be read.
+
+    `config`, `record` and `metrics`; empty if there is none.
+    """
+    for step in reversed(steps_in(directory)):
+        try:
+            items, _ = _plain_items(directory / str(step))
+            return items | {"config": translate(items["config"])}
+        except Exception:  # that is said when the checkpoint is restored
+            continue
+    return {}
+
+
+def steps_in(directory: epath.Path) -> list[int]:
+    """The steps of the checkpoints in a directory, which may be missing; ascending."""
+    if not directory.exists():
+        return []
+    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def require_same_leaves(target: Any, stored: Any) -> None:
+    """Compares names, shapes and dtypes, as Orbax casts silently.
+
+    Raises:
+      ValueError: that names the first leaf that differs.
+    """
+    form = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
+    expected, found = _by_name(target), _by_name(stored)
+    for name in sorted(expected | found):
+        wanted = form(expected[name]) if name in expected else "expected"
+        there = form(found[name]) if name in found else "not there"
+        if wanted != there:
+            raise ValueError(f"{name} is {there}, not {wanted}")
+
+
+def _best_step(directory):
+    accuracies, undamaged = {}, []
+    for step in steps_in(directory):
+        path = directory / str(step)
+        try:
+            items, _ = read_carefully(path, functools.partial(_plain_items, path))
+        except DamagedError as error:
+            message = f"{path} can't be read, and may have been the best: {error}"
+            print(message, file=sys.stderr)
+            continue
+        undamaged.append(step)
+        if "metrics" in items:
+            accuracies[accuracy_of(items["metrics"]), step] = step
+    if not undamaged:
+        raise InputError(f"{directory} has no checkpoint that can be read")
+    return accuracies[max(accuracies)] if accuracies else undamaged[-1]
+
+
+def _set_aside(path):
+    names = (f"{path.name}.damaged{i or ''}" for i in range(1000))
+    free = (path.with_name(name) for name in names)
+    try:
+        path.rename(next(target for target in free if not target.exists()))
+    except OSError as error:
+        raise TroubleError(f"{path} can't be renamed: {in_one_line(error)}") from None
+
+
+def _read(path, wanted, whole=False):
+    """Reads a checkpoint, perhaps the whole of its state; any error may be damage."""
+    items, digests = _plain_items(path)
+    config = translate(items["config"])
+    fields = _restore_fields(path / "state", wanted(config), whole)
+    if digests is not None:
+        require_digests(digests["state"], array_digests(fields))
+    return Checkpoint(
+        step=int(path.name),
+        fields=fields,
+        config=config,
+        metrics=items.get("metrics", {}),
+        lines=items["record"]["lines"] if "record" in items else None,
+        verified=digests is not None,
+    )
+
+
+def _plain_items(path):
+    """What a checkpoint holds beside arrays, and its digests; None if it has none."""
+    digests = _json(path / "digest" / "metadata")
+    found = {name: _json(path / name / file) for name, file in PLAIN_FILES.items()}
+    items = {name: value for name, value in found.items() if value is not None}
+    if digests is not None:
+        require_digests(digests["items"], json_digests(items))
+        if missing := digests["items"].keys() - items.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} is not there")
+    if "metrics" in items:
+        accuracy = accuracy_of(items["metrics"])
+        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+            raise ValueError(f"metrics have the accuracy {accuracy!r:.90}")
+    return items, digests
+
+
+def _json(path):
+    """The JSON object in a file; None where there is no such item."""
+    if not path.parent.exists():
+        return None
+    value = json.loads(path.read_bytes())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is no JSON object, but a {type(value).__name__}")
+    return value
+
+
+def _restore_fields(directory, target, whole):
+    """The fields of `target`: in its shardings, where it has any, else in NumPy."""
+    handler = ocp.PyTreeCheckpointHandler()
+    stored = handler.metadata(directory).tree
+    if not whole:
+        stored = {name: stored.get(name, {}) for name in target}
+    require_same_leaves(target, translate(stored))
+    wanted = _by_name(target)
+
+    def restore_args(path, _):
+        sharding = getattr(wanted.get(leaf_name(path)), "sharding", None)
+        if sharding is None:
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+        return ocp.ArrayRestoreArgs(sharding=sharding)
+
+    abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    arguments = ocp.args.PyTreeRestore(
+        jax.tree.map(abstract, stored),
+        restore_args=jax.tree_util.tree_map_with_path(restore_args, stored),
+        partial_restore=True,
+    )
+    found = _by_name(translate(handler.restore(directory, args=arguments)))
+    by_path = lambda path, _: found[leaf_name(path)]
+    return jax.tree_util.tree_map_with_path(by_path, target)
+
+
+def _by_name(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_name(path): leaf for path, leaf in leaves}
