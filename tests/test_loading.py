@@ -42,8 +42,8 @@ def workdir(tmp_path_factory):
     config.augment.size = 16
     path = tmp_path_factory.mktemp("runs") / "tiny"
     accuracies = iter((0.25, 0.75, 0.5))
-    tested = lambda _: {"test_loss": 1.0, "test_accuracy": next(accuracies)}
-    with mock.patch.object(loop, "compile_evaluation", return_value=tested):
+    tested = lambda *_: {"test_loss": 1.0, "test_accuracy": next(accuracies)}
+    with mock.patch.object(loop, "compile_evaluation", return_value=(tested, 0)):
         loop.train_and_evaluate(config, str(path))
     return path
 

@@ -12,11 +12,15 @@ from lrunet_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def locked(path: epath.Path) -> Iterator[None]:
+def locked(path: epath.Path, *, sign: bool) -> Iterator[None]:
     """A context that holds the lock on a file, which is made if it is missing.
 
     The lock is the system's, and ends with its process, however that ends; the file
-    stays, and says who held it last. On a file system without locks nothing is held.
+    stays. On a file system without locks nothing is held.
+
+    Args:
+      path: of the file.
+      sign: whether to write into it who holds it.
 
     Raises:
       InputError: if another process, or another call in this one, holds it.
@@ -35,7 +39,8 @@ def locked(path: epath.Path) -> Iterator[None]:
         except OSError:  # not every network has locks
             yield
             return
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        if sign:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield

@@ -160,20 +160,22 @@ def require_same_leaves(target: Any, stored: Any) -> None:
 
 
 def _best_step(directory):
-    accuracies, undamaged = {}, []
+    accuracies, undamaged, damaged = {}, [], {}
     for step in steps_in(directory):
         path = directory / str(step)
         try:
             items, _ = read_carefully(path, functools.partial(_plain_items, path))
         except DamagedError as error:
-            message = f"{path} can't be read, and may have been the best: {error}"
-            print(message, file=sys.stderr)
+            damaged[step] = f"checkpoint {step} in {directory} can't be read: {error}"
             continue
         undamaged.append(step)
         if "metrics" in items:
             accuracies[accuracy_of(items["metrics"]), step] = step
     if not undamaged:
-        raise InputError(f"{directory} has no checkpoint that can be read")
+        reason = damaged[max(damaged)] if damaged else f"{directory} has no checkpoint"
+        raise InputError(reason)
+    for reason in damaged.values():
+        print(f"{reason}; it may have been the best", file=sys.stderr)
     return accuracies[max(accuracies)] if accuracies else undamaged[-1]
 
 

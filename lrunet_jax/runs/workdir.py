@@ -48,7 +48,7 @@ class Workdir:
         with self._must_be_usable():
             self.path = epath.Path(workdir).expanduser().resolve()
             if (self.path / "lock").is_file():
-                with locked(self.path / "lock"):
+                with locked(self.path / "lock", sign=False):
                     self._check()
             else:
                 self._check()
@@ -62,7 +62,7 @@ class Workdir:
         with contextlib.ExitStack() as stack:
             with self._must_be_usable():
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.path / "lock"))
+                stack.enter_context(locked(self.path / "lock", sign=True))
                 write_whole(self.path / "writable", "")
                 (self.path / "writable").unlink()
                 self._check()  # another process may have been quicker

@@ -38,7 +38,7 @@ def open_converted(directory: epath.Path) -> StoredModel:
     """
     try:
         stored, verified = read_carefully(directory, lambda: _open(directory))
-    except DamagedError as error:
+    except (DamagedError, InputError) as error:
         raise InputError(f"{directory} can't be read: {error}") from None
     if not verified:
         print(f"{directory} is unverified: it has no digest", file=sys.stderr)
