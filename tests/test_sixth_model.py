@@ -10,6 +10,7 @@ from etils import epath
 
 import lrunet_jax
 from configs import digits
+from lrunet_jax import ops
 from lrunet_jax.models import list_layers, registry, summarise
 from lrunet_jax.models.layers import BatchNorm, Conv, Linear, channels_first
 from lrunet_jax.runs.curves import plot_groups
@@ -26,7 +27,7 @@ class TinyNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train=False):
         x = Conv(self.width, stride=2, name="conv")(channels_first(self, images))
-        x = nn.relu(BatchNorm(self.width, name="bn")(x, train=train))
+        x = ops.relu(BatchNorm(self.width, name="bn")(x, train=train))
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 

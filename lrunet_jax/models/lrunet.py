@@ -72,7 +72,7 @@ class LruNet(nn.Module):
         width = round(STEM_CHANNELS * self.width_mult)
         x = channels_first(self, images)
         x = Conv(STEM_CHANNELS, stride=2, name="features_0")(x)
-        x = nn.relu(BatchNorm(STEM_CHANNELS, name="features_1")(x, train=train))
+        x = ops.relu(BatchNorm(STEM_CHANNELS, name="features_1")(x, train=train))
         x = x[jnp.arange(width) % STEM_CHANNELS] if width != STEM_CHANNELS else x
         x = ReuseBlock(self.layer_reuse, name="stage1")(x, train=train)
         x = widen(ops.max_pool(x))
@@ -83,10 +83,10 @@ class LruNet(nn.Module):
         x = ReuseBlock(self.layer_reuse, name="stage4")(x, train=train)
         x = ops.max_pool(x)
         x = Pointwise(4 * width, GROUPS, name="classifier_0")(x)
-        x = nn.relu(BatchNorm(4 * width, name="classifier_1")(x, train=train))
+        x = ops.relu(BatchNorm(4 * width, name="classifier_1")(x, train=train))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_3")(x)
         x = Pointwise(self.num_classes, use_bias=True, name="classifier_4")(x)
-        return jnp.mean(nn.relu(x), axis=(1, 2)).T  # ReLU: a quirk of the original
+        return jnp.mean(ops.relu(x), axis=(1, 2)).T  # ReLU: a quirk of the original
 
 
 def widen(x: jax.Array) -> jax.Array:

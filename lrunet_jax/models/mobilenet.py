@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lrunet_jax import ops
 from lrunet_jax.errors import require
 from lrunet_jax.models.layers import (
     BatchNorm,
@@ -58,7 +59,7 @@ class MobileNet(nn.Module):
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
         x = Conv(width, kernel_init=fan_in_uniform, name="features_0_0")(x)
-        x = nn.relu(BatchNorm(width, name="features_0_1")(x, train=train))
+        x = ops.relu(BatchNorm(width, name="features_0_1")(x, train=train))
         number = 0
         for channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -84,6 +85,6 @@ class DepthwiseSeparable(nn.Module):
         """Maps (inputs, H, W, B) to (channels, ceil(H / stride), ..., B)."""
         inputs = x.shape[0]
         x = Depthwise(self.stride, kernel_init=fan_in_uniform, name="conv1")(x)
-        x = nn.relu(BatchNorm(inputs, name="bn1")(x, train=train))
+        x = ops.relu(BatchNorm(inputs, name="bn1")(x, train=train))
         x = Pointwise(self.channels, kernel_init=fan_in_uniform, name="conv2")(x)
-        return nn.relu(BatchNorm(self.channels, name="bn2")(x, train=train))
+        return ops.relu(BatchNorm(self.channels, name="bn2")(x, train=train))

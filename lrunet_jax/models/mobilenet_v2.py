@@ -68,7 +68,7 @@ class MobileNetV2(nn.Module):
         x = channels_first(self, images)
         width = int(32 * self.width_mult)
         x = Conv(width, name="features_0_0")(x)
-        x = nn.relu6(BatchNorm(width, name="features_0_1")(x, train=train))
+        x = ops.relu6(BatchNorm(width, name="features_0_1")(x, train=train))
         number = 0
         for expansion, channels, blocks, first_stride in STAGES:
             for stride in (first_stride, *(1,) * (blocks - 1)):
@@ -81,7 +81,7 @@ class MobileNetV2(nn.Module):
                 )(x, train=train)
         width = int(1280 * max(1.0, self.width_mult))
         x = Pointwise(width, name="features_18_0")(x)
-        x = nn.relu6(BatchNorm(width, name="features_18_1")(x, train=train))
+        x = ops.relu6(BatchNorm(width, name="features_18_1")(x, train=train))
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
         return Linear(
@@ -109,10 +109,10 @@ class InvertedResidual(nn.Module):
         hidden = inputs * self.expansion
         if self.expansion > 1:
             y = Pointwise(hidden, name="conv_0")(y)
-            y = nn.relu6(BatchNorm(hidden, name="conv_1")(y, train=train))
+            y = ops.relu6(BatchNorm(hidden, name="conv_1")(y, train=train))
             number = 3
         y = Depthwise(self.stride, name=f"conv_{number}")(y)
-        y = nn.relu6(BatchNorm(hidden, name=f"conv_{number + 1}")(y, train=train))
+        y = ops.relu6(BatchNorm(hidden, name=f"conv_{number + 1}")(y, train=train))
         y = Pointwise(self.channels, name=f"conv_{number + 3}")(y)
         y = BatchNorm(self.channels, name=f"conv_{number + 4}")(y, train=train)
         y = x + y if self.stride == 1 and inputs == self.channels else y

@@ -91,7 +91,7 @@ class ShuffleNet(nn.Module):
         x = channels_first(self, images)
         width = self.scaled(STEM_CHANNELS)
         x = Conv(width, kernel_init=fan_in_uniform, name="conv1")(x)
-        x = nn.relu(BatchNorm(width, name="bn1")(x, train=train))
+        x = ops.relu(BatchNorm(width, name="bn1")(x, train=train))
         stages = zip(self.stage_channels(), BLOCKS, strict=True)
         for stage, (channels, blocks) in enumerate(stages, start=1):
             for block in range(blocks):
@@ -121,15 +121,15 @@ class Bottleneck(nn.Module):
         out = self.channels - x.shape[0] if self.stride == 2 else self.channels
         mid = out // (4 * self.groups) * self.groups
         y = Pointwise(mid, self.groups, kernel_init=fan_in_uniform, name="conv1")(x)
-        y = nn.relu(BatchNorm(mid, name="bn1")(y, train=train))
+        y = ops.relu(BatchNorm(mid, name="bn1")(y, train=train))
         y = ops.channel_shuffle(y, self.groups)
         y = Depthwise(self.stride, kernel_init=fan_in_uniform, name="conv2")(y)
         # The paper has no ReLU here; the original has.
-        y = nn.relu(BatchNorm(mid, name="bn2")(y, train=train))
+        y = ops.relu(BatchNorm(mid, name="bn2")(y, train=train))
         y = Pointwise(out, self.groups, kernel_init=fan_in_uniform, name="conv3")(y)
         y = BatchNorm(out, name="bn3")(y, train=train)
         if self.stride == 1:
-            return ops.materialise(nn.relu(x + y))
+            return ops.materialise(ops.relu(x + y))
         shortcut = ops.avg_pool(x)
-        y = nn.relu(jnp.concatenate([y, shortcut]))
+        y = ops.relu(jnp.concatenate([y, shortcut]))
         return ops.materialise(y)

@@ -65,7 +65,7 @@ class ShuffleNetV2(nn.Module):
         """
         x = channels_first(self, images)
         x = Conv(STEM_CHANNELS, kernel_init=fan_in_uniform, name="conv1")(x)
-        x = nn.relu(BatchNorm(STEM_CHANNELS, name="bn1")(x, train=train))
+        x = ops.relu(BatchNorm(STEM_CHANNELS, name="bn1")(x, train=train))
         *stages, last = CHANNELS[self.width_mult]
         for stage, (channels, blocks) in enumerate(
             zip(stages, BLOCKS, strict=True), start=1
@@ -74,7 +74,7 @@ class ShuffleNetV2(nn.Module):
             for block in range(1, blocks):
                 x = BasicBlock(name=f"layer{stage}_{block}")(x, train=train)
         x = Pointwise(last, kernel_init=fan_in_uniform, name="conv2")(x)
-        x = nn.relu(BatchNorm(last, name="bn2")(x, train=train))
+        x = ops.relu(BatchNorm(last, name="bn2")(x, train=train))
         return Linear(self.num_classes, name="linear")(jnp.mean(x, axis=(1, 2)))
 
 
@@ -87,11 +87,11 @@ class BasicBlock(nn.Module):
         left, right = jnp.split(x, 2)
         half = len(left)
         right = Pointwise(half, kernel_init=fan_in_uniform, name="conv1")(right)
-        right = nn.relu(BatchNorm(half, name="bn1")(right, train=train))
+        right = ops.relu(BatchNorm(half, name="bn1")(right, train=train))
         right = Depthwise(kernel_init=fan_in_uniform, name="conv2")(right)
         right = BatchNorm(half, name="bn2")(right, train=train)
         right = Pointwise(half, kernel_init=fan_in_uniform, name="conv3")(right)
-        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
+        right = ops.relu(BatchNorm(half, name="bn3")(right, train=train))
         x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
         return ops.materialise(x)
 
@@ -108,12 +108,12 @@ class DownBlock(nn.Module):
         left = Depthwise(stride=2, kernel_init=fan_in_uniform, name="conv1")(x)
         left = BatchNorm(inputs, name="bn1")(left, train=train)
         left = Pointwise(half, kernel_init=fan_in_uniform, name="conv2")(left)
-        left = nn.relu(BatchNorm(half, name="bn2")(left, train=train))
+        left = ops.relu(BatchNorm(half, name="bn2")(left, train=train))
         right = Pointwise(half, kernel_init=fan_in_uniform, name="conv3")(x)
-        right = nn.relu(BatchNorm(half, name="bn3")(right, train=train))
+        right = ops.relu(BatchNorm(half, name="bn3")(right, train=train))
         right = Depthwise(stride=2, kernel_init=fan_in_uniform, name="conv4")(right)
         right = BatchNorm(half, name="bn4")(right, train=train)
         right = Pointwise(half, kernel_init=fan_in_uniform, name="conv5")(right)
-        right = nn.relu(BatchNorm(half, name="bn5")(right, train=train))
+        right = ops.relu(BatchNorm(half, name="bn5")(right, train=train))
         x = ops.channel_shuffle(jnp.concatenate([left, right]), 2)
         return ops.materialise(x)

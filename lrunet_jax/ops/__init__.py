@@ -17,6 +17,7 @@ from lrunet_jax.ops.lowerings import LOWERINGS, lowering, resolve
 from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
+from lrunet_jax.ops.relu import relu, relu6
 from lrunet_jax.ops.reuse import ReuseCarry, begin_reuse, end_reuse, reuse
 from lrunet_jax.ops.reuse_weights import ReuseWeights
 from lrunet_jax.ops.take_pixels import take_pixels
@@ -38,6 +39,8 @@ __all__ = [
     "materialise",
     "max_pool",
     "pointwise",
+    "relu",
+    "relu6",
     "resolve",
     "reuse",
     "take_pixels",

@@ -46,6 +46,7 @@ from lrunet_jax.ops.depthwise import (
 )
 from lrunet_jax.ops.materialise import in_memory
 from lrunet_jax.ops.pointwise import by_group, by_input, mix
+from lrunet_jax.ops.relu import relu
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 from lrunet_jax.ops.reuse_xla import begin, end
 
@@ -76,7 +77,7 @@ def _folded_iteration(x, weights):
         index, kernels, matrix, bias = args
         x_group = _shuffled_group(x, index, groups)
         y = mix(matrix.astype(x.dtype), in_memory(shifted_sum(x_group, kernels)))
-        return jax.nn.relu(x_group + y + per_channel(bias)).astype(x.dtype)
+        return relu(x_group + y + per_channel(bias)).astype(x.dtype)
 
     kernels = split(by_channel(weights.dw, x.shape[0]), groups)
     args = (jnp.arange(groups), kernels, matrices, split(bias, groups))
@@ -99,9 +100,7 @@ def _forward(x, weights):
         folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
         moments = batch_moments(z)
-        out = jax.nn.relu(
-            x_group + normalise(z, w.pw_norm.scale, w.pw_norm.bias, moments)
-        )
+        out = relu(x_group + normalise(z, w.pw_norm.scale, w.pw_norm.bias, moments))
         mean = moments.mean - folded @ dw_moments.mean + w.pw @ w.dw_norm.bias
         return out, dw_moments, moments, mean
 

@@ -18,6 +18,7 @@ from jax import lax
 from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.pointwise import by_group, dense_matrix, mix
+from lrunet_jax.ops.relu import relu
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 
 Arrays = tuple[jax.Array, jax.Array]  # x and its order
@@ -63,7 +64,7 @@ def _iteration(x, weights, order):
     moments = ReuseMoments(
         dw=permuted(dw_moments, outputs.T), pw=permuted(pw_moments, places.T)
     )
-    return jax.nn.relu(x + y), moments
+    return relu(x + y), moments
 
 
 def _folded_iteration(x, weights, order):
@@ -71,7 +72,7 @@ def _folded_iteration(x, weights, order):
     matrices, bias = fold(weights)
     y = depthwise(x, _permuted(weights.dw, outputs), lowering="tpu")
     y = mix(_permuted_matrix(matrices.astype(x.dtype), places, outputs), y)
-    return jax.nn.relu(x + y + per_channel(_permuted(bias, places))).astype(x.dtype)
+    return relu(x + y + per_channel(_permuted(bias, places))).astype(x.dtype)
 
 
 def _rows(order):

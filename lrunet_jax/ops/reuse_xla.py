@@ -11,6 +11,7 @@ from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
 from lrunet_jax.ops.channel_shuffle import shuffle, unshuffle
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.pointwise import by_input, pointwise
+from lrunet_jax.ops.relu import relu
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 
 
@@ -42,7 +43,7 @@ def _iteration(x, weights, lowering):
     y, dw_moments = normalise_by_batch(y, weights.dw_norm, lowering)
     y = pointwise(y, weights.pw, groups=weights.groups, lowering=lowering)
     y, pw_moments = normalise_by_batch(y, weights.pw_norm, lowering)
-    return jax.nn.relu(x + y), ReuseMoments(dw=dw_moments, pw=pw_moments)
+    return relu(x + y), ReuseMoments(dw=dw_moments, pw=pw_moments)
 
 
 def _folded_iteration(x, weights, lowering):
@@ -50,4 +51,4 @@ def _folded_iteration(x, weights, lowering):
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
     y = pointwise(y, by_input(matrices), groups=weights.groups, lowering=lowering)
-    return jax.nn.relu(x + y + per_channel(bias)).astype(x.dtype)
+    return relu(x + y + per_channel(bias)).astype(x.dtype)
