@@ -148,7 +148,7 @@ def test_all_are_the_published_networks(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--layer_reuse=0",), "model.layer_reuse is 0; it must be at least 1"),
+        (("--layer_reuse=0",), "model.layer_reuse is 0; it must be in [1, 1,000]"),
         (("--all", "--model=mobilenet"), "model is 'mobilenet'; it must be left out"),
         (("--all", "--layer_reuse=3"), "layer_reuse is 3; it must be left out with"),
         (("--lowering=mapped",), "lowering is 'mapped'; known are auto, cpu, tpu, xla"),

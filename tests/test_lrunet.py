@@ -292,11 +292,14 @@ def test_logits_are_never_negative_and_any_image_size_works():
 @pytest.mark.parametrize(
     ("field", "value", "allowed"),
     [
-        ("layer_reuse", 0, "at least 1"),
+        ("layer_reuse", 0, r"in \[1, 1,000\]"),
+        ("layer_reuse", 10**8, r"in \[1, 1,000\]"),
         ("width_mult", 0.3, "multiple of 0.125"),
         ("width_mult", 0.0, r"in \(0, 100\]"),
         ("drop", 1.0, r"in \[0, 1\)"),
-        ("num_classes", 0, "at least 1"),
+        ("drop", 1 - 1e-12, r"in \[0, 1\), in float32 too"),
+        ("num_classes", 0, r"in \[1, 1,000,000\]"),
+        ("num_classes", 10**9, r"in \[1, 1,000,000\]"),
         ("lowering", "xla", "known are drop, layer_reuse, num_classes, width_mult"),
         ("layer_ruse", 3, "did you mean 'layer_reuse'"),
     ],

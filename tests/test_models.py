@@ -239,7 +239,11 @@ def test_dropout_drops_in_training_alone(name):
         ("mobilenet", {"width_mult": float("nan")}, "width_mult is nan"),
         ("mobilenet", {"drop": 1.0}, r"drop is 1.0; it must be in \[0, 1\)"),
         ("mobilenet_v2", {"width_mult": 0.06}, "at least 0.0625"),
-        ("mobilenet_v2", {"num_classes": 0}, "num_classes is 0; it must be at least 1"),
+        (
+            "mobilenet_v2",
+            {"num_classes": 0},
+            "num_classes is 0; it must be in [1, 1,000,000]",
+        ),
         ("shufflenet", {"groups": 5}, "groups is 5; it must be one of 1, 2, 3, 4, 8"),
         (
             "shufflenet",

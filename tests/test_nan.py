@@ -59,10 +59,10 @@ def example(name):
 
 
 def with_a_nan(variables):
-    """The names of the kernels, and `variables` with a NaN in each."""
+    """The names of kernels and biases, and `variables` with a NaN in each."""
     leaves, tree = jax.tree.flatten_with_path(variables)
     for i, (path, leaf) in enumerate(leaves):
-        if path[-1].key == "kernel":
+        if path[-1].key in ("kernel", "bias"):
             poisoned = leaf.copy()
             poisoned.flat[0] = np.nan
             others = [other for _, other in leaves]
@@ -78,7 +78,7 @@ def with_a_nan(variables):
         for case in itertools.product(FIELDS, ops.LOWERINGS)
     ],
 )
-def test_a_nan_in_any_kernel_makes_the_loss_nan(name, lowering):
+def test_a_nan_in_a_kernel_or_bias_makes_the_loss_nan(name, lowering):
     model, images, variables = example(name)
 
     @jax.jit

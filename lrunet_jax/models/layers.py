@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from lrunet_jax import ops
@@ -17,7 +18,10 @@ from lrunet_jax.models.costs import Layer, layer
 
 Initializer = Callable[..., Any]
 
-MAX_WIDTH = 100  # 1e10 parameters and more: a slip of the finger
+# More is a slip of the finger: from 1e10 parameters on, and more classes than any set
+# of images has.
+MAX_WIDTH = 100
+MAX_CLASSES = 1_000_000
 
 # Normal with standard deviation sqrt(2 / (kh * kw * out)), not truncated, out not
 # divided by the groups: as the original.
@@ -42,11 +46,15 @@ def require_common_fields(model: Any) -> None:
     Raises:
       InputError: that names the first one whose value is not allowed.
     """
-    require(model.num_classes >= 1, "num_classes", model.num_classes, "at least 1")
+    classes = model.num_classes
+    allowed = f"in [1, {MAX_CLASSES:,}]"
+    require(1 <= classes <= MAX_CLASSES, "num_classes", classes, allowed)
     width = model.width_mult
     require(0 < width <= MAX_WIDTH, "width_mult", width, f"in (0, {MAX_WIDTH}]")
     drop = getattr(model, "drop", 0)
-    require(0 <= drop < 1, "drop", drop, "in [0, 1)")
+    # A number next to 1 is 1 in float32, in which dropout divides by the rest.
+    below_1 = bool(drop >= 0 and np.float32(drop) < 1)
+    require(below_1, "drop", drop, "in [0, 1), in float32 too")
 
 
 def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:

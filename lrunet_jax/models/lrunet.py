@@ -20,6 +20,7 @@ from lrunet_jax.models.layers import (
 )
 
 GROUPS = 8  # of every pointwise convolution but the last
+MAX_REUSE = 1000  # each iteration keeps its input in training; the paper's most are 14
 STEM_CHANNELS = 64  # at every width, as the original
 
 
@@ -54,7 +55,8 @@ class LruNet(nn.Module):
             self.width_mult,
             "a multiple of 0.125, for whole groups of 8 channels",
         )
-        require(self.layer_reuse >= 1, "layer_reuse", self.layer_reuse, "at least 1")
+        times = self.layer_reuse
+        require(1 <= times <= MAX_REUSE, "layer_reuse", times, f"in [1, {MAX_REUSE:,}]")
         super().__post_init__()
 
     @nn.compact

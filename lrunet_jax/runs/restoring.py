@@ -216,7 +216,7 @@ def _plain_items(path):
             raise ValueError(f"{', '.join(sorted(missing))} is not there")
     if "metrics" in items:
         accuracy = accuracy_of(items["metrics"])
-        if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+        if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
             raise ValueError(f"metrics have the accuracy {accuracy!r:.90}")
     return items, digests
 

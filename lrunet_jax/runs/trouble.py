@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -40,22 +41,27 @@ def read_carefully(directory: epath.Path, read: Callable[[], T]) -> T:
       InputError: what `read` itself raises for bad input.
     """
     readable = False
-    for pause in (0.0, *SECONDS_BETWEEN_TRIALS):
-        time.sleep(pause)
-        try:
-            return read()
-        except InputError:
-            raise
-        except Exception as error:  # Orbax has many names for damage
-            failure = error
-        if not any(map(_is_trouble, _causes(failure))):
-            trouble = _trouble_with_files(directory)
-            if trouble is None and readable:
-                raise DamagedError(in_one_line(failure)) from None
-            failure, readable = trouble or failure, trouble is None
+    with warnings.catch_warnings():
+        # Where Orbax stops early, it leaves coroutines that nobody waits for.
+        warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
+        for pause in (0.0, *SECONDS_BETWEEN_TRIALS):
+            time.sleep(pause)
+            try:
+                return read()
+            except InputError:
+                raise
+            except Exception as error:  # Orbax has many names for damage
+                reason = in_one_line(error)
+                in_trouble = any(map(_is_trouble, _causes(error)))
+            if not in_trouble:
+                trouble = _trouble_with_files(directory)
+                if trouble is None and readable:
+                    raise DamagedError(reason)
+                readable = trouble is None
+                reason = in_one_line(trouble) if trouble else reason
     raise TroubleError(
-        f"{directory} can't be read now: {in_one_line(failure)}; nothing "
-        "was changed, the same command tries again"
+        f"{directory} can't be read now: {reason}; nothing was changed, the same "
+        "command tries again"
     )
 
 

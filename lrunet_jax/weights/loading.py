@@ -17,7 +17,7 @@ from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.restoring import require_same_leaves
 from lrunet_jax.weights import published
 from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
-from lrunet_jax.weights.stored_model import StoredModel
+from lrunet_jax.weights.stored_model import StoredModel, require_facts
 from lrunet_jax.weights.torch_file import (
     TORCH_SUFFIXES,
     open_torch_file,
@@ -116,6 +116,10 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
     Raises:
       InputError: if the path exists already, or can't be written.
     """
+    try:
+        require_facts(stored)
+    except ValueError as error:
+        raise InputError(f"{stored.name} can't be written: {error}") from None
     target = pathlib.Path(path).expanduser()
     # A link that leads nowhere is there, too.
     require(

@@ -46,8 +46,8 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
         raise InputError(f"{path} can't be converted: {error}") from None
     # Beside the original's key they are what the original writes.
     beside = tree if place == ("net",) else {}
-    percent = _number(path, beside, "acc") or None  # 0 stands for what nobody knows
-    epoch = _number(path, beside, "epoch") if percent else None
+    percent = _number(path, beside, "acc", 100) or None  # 0 is what nobody knows
+    epoch = _number(path, beside, "epoch", 1e9) if percent else None
     if found:
         print(f"{path.name}: {found}", file=sys.stderr)  # not among a command's figures
     return StoredModel(
@@ -88,13 +88,15 @@ def save_torch_file(
     torch_format.write(path, tree)
 
 
-def _number(path: pathlib.Path, tree: dict[Any, Any], key: str) -> float:
+def _number(path: pathlib.Path, tree: dict[Any, Any], key: str, most: float) -> float:
     """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
     value = tree.get(key)
     if value is None:
         return 0.0
     if not isinstance(value, int | float | np.ndarray) or np.ndim(value) != 0:
         raise InputError(f"{path}: {key} is a {type(value).__name__}, and no number")
-    if not abs(float(value)) < 1e9:
-        raise InputError(f"{path}: {key} is {float(value)}; it must be less than 1e9")
+    if not 0 <= float(value) <= most:
+        raise InputError(
+            f"{path}: {key} is {float(value)}; it must be in [0, {most:g}]"
+        )
     return float(value)
