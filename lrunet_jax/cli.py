@@ -32,7 +32,7 @@ def run(main: Callable[[], None]) -> None:
     Ctrl-C. All of them end with one line on standard error. A reader that has gone, as
     of `| head`, has what it asked for.
     """
-    logging.set_verbosity(logging.ERROR)  # TFDS and Orbax talk a lot
+    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax talk a lot
     keep_compiled_programs()
     sys.unraisablehook = _report_unraisable
     with named_output():

@@ -69,14 +69,14 @@ def unbreakable_output() -> Iterator[None]:
     What can't be written, as the reader has gone or the disk is full, is dropped. What
     is printed after a full disk has room again is written.
     """
-    out, err = sys.stdout or _nowhere(), sys.stderr or _nowhere()
-    with (
-        contextlib.redirect_stdout(_Unbreakable(out)),  # type: ignore[type-var]
-        contextlib.redirect_stderr(_Unbreakable(err)),  # type: ignore[type-var]
-    ):
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(_nowhere())
+        out, err = sys.stdout or nowhere, sys.stderr or nowhere
+        stack.callback(drop_unwritten, out)
+        stack.callback(drop_unwritten, err)
+        stack.enter_context(contextlib.redirect_stdout(_Unbreakable(out)))  # type: ignore[type-var]
+        stack.enter_context(contextlib.redirect_stderr(_Unbreakable(err)))  # type: ignore[type-var]
         yield
-    drop_unwritten(out)
-    drop_unwritten(err)
 
 
 def drop_unwritten(stream: TextIO) -> None:

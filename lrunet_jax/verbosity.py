@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def only_errors() -> Iterator[None]:
-    """A context, or a decorator, in which absl logs errors alone.
+def unlogged() -> Iterator[None]:
+    """A context, or a decorator, in which absl logs nothing.
 
-    TFDS and Orbax warn of what they have been asked for.
+    TFDS and Orbax warn of what they have been asked for, and log each error, with its
+    traceback, that they raise as well.
     """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:

@@ -8,7 +8,7 @@ import pytest
 from lrunet_jax.train.signals import stop_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_is_noted_and_the_second_has_its_usual_effect(number):
     came = []
     usual = signal.signal(number, lambda *_: came.append(number))
@@ -37,6 +37,17 @@ def test_a_second_ctrl_c_ends_python():
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def test_a_terminal_that_goes_away_is_not_noted_under_nohup():
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop_requested:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop_requested()
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 def test_another_thread_notes_none():

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lrunet_jax.errors import InputError, in_one_line
-from lrunet_jax.verbosity import only_errors
+from lrunet_jax.verbosity import unlogged
 
 
-@only_errors()
+@unlogged()
 def tfds_builder(name: str, data_dir: str, **kwargs: Any) -> Any:
     """The builder of the data set `name`.
 
@@ -71,7 +71,7 @@ def _directory(data_dir):
     return os.path.expanduser(data_dir)
 
 
-@only_errors()
+@unlogged()
 def _decode_array_records(source):
     # In one call: one by one, 60,000 records take 14 s and not 5.
     examples = source.__getitems__(range(len(source)))

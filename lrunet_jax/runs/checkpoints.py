@@ -11,7 +11,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.runs.digest import array_digests, json_digests
 from lrunet_jax.runs.record import Line, accuracy_of
-from lrunet_jax.verbosity import only_errors
 
 
 class Checkpoints:
@@ -47,7 +46,6 @@ class Checkpoints:
             handler_registry=items,
         )
 
-    @only_errors()
     def save(
         self,
         step: int,

@@ -21,7 +21,7 @@ from lrunet_jax.runs.digest import (
 from lrunet_jax.runs.earlier import translate
 from lrunet_jax.runs.record import Line, accuracy_of
 from lrunet_jax.runs.trouble import DamagedError, read_carefully
-from lrunet_jax.verbosity import only_errors
+from lrunet_jax.verbosity import unlogged
 
 # From a run's config to the wanted fields of its state: arrays, or abstract ones.
 Wanted = Callable[[dict[str, Any]], dict[str, Any]]
@@ -51,7 +51,7 @@ class Checkpoint(NamedTuple):
     verified: bool
 
 
-@only_errors()
+@unlogged()
 def restore_latest(directory: epath.Path, wanted: Wanted) -> Checkpoint | None:
     """The newest checkpoint that is not damaged; None if there is none at all.
 
@@ -86,7 +86,7 @@ def restore_latest(directory: epath.Path, wanted: Wanted) -> Checkpoint | None:
     return found
 
 
-@only_errors()
+@unlogged()
 def read_checkpoint(
     directory: epath.Path, step: int | None, wanted: Wanted
 ) -> Checkpoint:

@@ -19,6 +19,7 @@ from lrunet_jax.runs.restoring import (
     restore_latest,
     steps_in,
 )
+from lrunet_jax.verbosity import unlogged
 
 _FILES = ("config.json", "metrics.jsonl", "curves.png", "lock")
 _DIRECTORIES = ("checkpoints", "tensorboard")
@@ -45,6 +46,7 @@ class Workdir:
         self._name = workdir
         self._config = config
         self._started = contextlib.ExitStack()
+        self._latest: tuple | None = None  # what was to be saved
         with self._must_be_usable():
             self.path = epath.Path(workdir).expanduser().resolve()
             if (self.path / "lock").is_file():
@@ -66,6 +68,7 @@ class Workdir:
                 write_whole(self.path / "writable", "")
                 (self.path / "writable").unlink()
                 self._check()  # another process may have been quicker
+                stack.enter_context(unlogged())  # Orbax writes in threads of its own
             self._started = stack.pop_all()
         return self
 
@@ -151,7 +154,8 @@ class Workdir:
           TroubleError: if the disk does not take it.
         """
         step, config, lines = int(state.step), self._config.to_dict(), self.record.lines
-        writes = [lambda: self.checkpoints.save(step, state, config, lines, test)]
+        latest = self._latest = step, state, config, lines, test
+        writes = [lambda: self.checkpoints.save(*latest)]
         if line is not None:
             writes.insert(0, lambda: self.record.append(line))
         failures = []
@@ -211,4 +215,22 @@ class Workdir:
             ) from None
 
     def _trouble(self, error):
-        return TroubleError(f"{self.path} can't be written: {in_one_line(error)}")
+        """The error to raise; where the latest state is not saved, it is tried again.
+
+        That helps where the directory was deleted.
+        """
+        message = f"{self.path} can't be written: {in_one_line(error)}"
+        if self._latest is None:
+            return TroubleError(message)
+        with contextlib.suppress(Exception):
+            self.checkpoints.close()  # another one may have failed
+        saved = self.checkpoints.path(self._latest[0])
+        with contextlib.suppress(Exception):
+            if not saved.exists():
+                self.path.mkdir(parents=True, exist_ok=True)
+                with contextlib.closing(Checkpoints(saved.parent)) as again:
+                    again.save(*self._latest)
+        step = f"step {self._latest[0]:,}, which the run has come to,"
+        if saved.exists():
+            return TroubleError(f"{message}; {step} is saved in {saved}")
+        return TroubleError(f"{message}; {step} is not saved")

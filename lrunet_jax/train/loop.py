@@ -24,6 +24,7 @@ from lrunet_jax.train.report import (
     print_data,
     print_devices,
     print_epoch,
+    print_last_batch,
     print_model,
     print_result,
     print_resumed,
@@ -102,6 +103,7 @@ def _train(config, run, data_dir):
     print_model(model, config.model, splits[0].images.shape[1:])
     print_data(config.dataset, *splits)
     print_devices(config.batch_size, config.matmul_precision)
+    print_last_batch(len(splits[0].labels), config.batch_size)
     print(f"workdir  {run.path}", flush=True)
     create = functools.partial(_fresh_state, config, model, tx, splits[0])
     example, *abstract = jax.tree.map(

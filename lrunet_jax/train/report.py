@@ -12,6 +12,8 @@ from lrunet_jax.runs.record import Line, accuracy_of
 from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.state import TrainState
 
+FEW_IMAGES = 16  # for a batch norm
+
 
 def print_model(
     model: nn.Module, fields: Mapping[str, Any], image_shape: tuple[int, int, int]
@@ -47,6 +49,25 @@ def print_devices(batch_size: int, matmul_precision: str) -> None:
     print(
         f"devices  {jax.device_count()} x {device.device_kind} ({device.platform}), "
         f"batch {batch_size}, matmul precision {matmul_precision}"
+    )
+
+
+def print_last_batch(num_images: int, batch_size: int) -> None:
+    """Warns of a last batch of an epoch that is too small to train on.
+
+    On the digits, in batches of 359 with a last one of 1, LruNet ends epoch 12 at 87 %;
+    with a last one of 5 at 95 %, of 17 at 97 %, of 33 at 98 %.
+    """
+    last = lambda batch: data.last_batch_size(num_images, batch)
+    if last(batch_size) >= min(FEW_IMAGES, batch_size / 4):
+        return
+    devices = jax.device_count()
+    others = range(batch_size - devices, 0, -devices)
+    better = (size for size in others if last(size) >= min(FEW_IMAGES, size / 4))
+    hint = next((f"; --config.batch_size={size} leaves more" for size in better), "")
+    print(
+        f"warning  the last batch of an epoch has {last(batch_size)} of {batch_size} "
+        f"images, and batch norms train badly on so few{hint}"
     )
 
 

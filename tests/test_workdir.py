@@ -1,0 +1,301 @@
+"""The workdir of a run: one writer, mended where it is damaged, lost for no error."""
+
+import errno
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+
+import pytest
+from conftest import train_command
+from test_loop import TINY, log_of, tiny_config
+
+from lrunet_jax.errors import InputError
+from lrunet_jax.runs import workdir as workdir_module
+from lrunet_jax.runs.lock import locked
+from lrunet_jax.runs.record import Record
+from lrunet_jax.train import loop
+from lrunet_jax.train.loop import train_and_evaluate
+
+LINES = [
+    {"step": step, "epoch": epoch, "train_loss": 1.0}
+    for epoch, step in enumerate((23, 46), start=1)
+]
+
+
+def quick_config(**fields):
+    config = tiny_config(batch_size=512, **fields)  # 3 steps an epoch
+    config.model.layer_reuse = 1
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train_and_evaluate(quick_config(), str(workdir))
+    return workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def contents(directory):
+    paths = pathlib.Path(directory).rglob("*")
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def go_on(workdir):
+    return train_and_evaluate(quick_config(), str(workdir))
+
+
+def damaged_line(text):
+    return lambda lines: [lines[0], text, *lines[1:]]
+
+
+DAMAGE = {
+    "half a line": lambda lines: [lines[0], lines[1][:30]],
+    "blank": damaged_line(""),
+    "a list": damaged_line("[1]"),
+    "no step": damaged_line('{"epoch": 1}'),
+    "a step in words": damaged_line('{"step": "a", "epoch": 1}'),
+    "doubled": lambda lines: [lines[0], *lines],
+    "not UTF-8": lambda lines: [lines[0], "\udcff"],
+    "another number": lambda lines: [lines[0].replace("1", "7"), *lines[1:]],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_record_is_mended_from_the_checkpoint(damage, run, capsys):
+    path = run / "metrics.jsonl"
+    intact = path.read_text()
+    text = "".join(f"{line}\n" for line in damage(intact.splitlines()))
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    go_on(run)
+    output = capsys.readouterr().out
+    assert path.read_text() == intact
+    assert f"{path}" in output
+    assert "it is written anew from the checkpoint" in output
+    if damage is not DAMAGE["another number"]:
+        assert "metrics.jsonl, line " in output
+
+
+def test_a_record_that_lacks_lines_gets_them(run, capsys):
+    path = run / "metrics.jsonl"
+    intact = path.read_text()
+    for text in (intact.splitlines(keepends=True)[0], ""):
+        path.write_text(text)
+        go_on(run)
+        assert path.read_text() == intact
+    path.unlink()
+    go_on(run)
+    assert path.read_text() == intact
+
+
+@pytest.mark.parametrize("damage", ["blank", "a list", "no step", "doubled"])
+def test_a_damaged_record_that_cannot_be_mended_is_named_with_its_line(
+    damage, tmp_path
+):
+    path = tmp_path / "metrics.jsonl"
+    text = "\n".join(DAMAGE[damage]([json.dumps(line) for line in LINES]))
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 2, can't be read"):
+        Record(tmp_path, step=46)
+    assert path.read_text() == text
+
+
+def test_a_record_without_checkpoints_is_not_overwritten(run):
+    shutil.rmtree(run / "checkpoints")
+    line = json.dumps({"step": 9, "epoch": 3, "train_loss": 1.0})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(InputError, match="holds 3 epochs, and there is no checkpoint"):
+        go_on(run)
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"model"', "\udcff"])
+def test_a_damaged_config_is_written_anew(text, run, capsys):
+    path = run / "config.json"
+    intact = path.read_text()
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    go_on(run)
+    assert path.read_text() == intact
+    assert "config.json in" in capsys.readouterr().out
+
+
+def test_the_checkpoint_s_config_counts_and_not_the_file_s(run):
+    path = run / "config.json"
+    intact = path.read_text()
+    path.write_text(intact.replace('"layer_reuse": 1', '"layer_reuse": 2'))
+    go_on(run)
+    assert path.read_text() == intact
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "metrics.jsonl",
+        "curves.png",
+        "lock",
+        "checkpoints",
+        "tensorboard",
+    ],
+)
+def test_what_is_of_another_kind_is_named(name, run):
+    if (run / name).is_dir():
+        shutil.rmtree(run / name)
+        (run / name).write_text("mine")
+    else:
+        (run / name).unlink()
+        (run / name).mkdir()
+    with pytest.raises(InputError, match=f"{name} is in the way; it must be a "):
+        go_on(run)
+
+
+def test_parts_that_a_killed_run_left_are_removed(run):
+    (run / "metrics.jsonl.0123456789ab.part").write_text("{")
+    go_on(run)
+    assert not list(run.glob("*.part"))
+
+
+def hold(path, ready, done):
+    with locked(path, sign=True):
+        ready.set()
+        done.wait()
+
+
+def test_a_second_writer_is_refused_and_a_killed_one_leaves_no_lock(run):
+    spawning = multiprocessing.get_context("spawn")
+    ready, done = spawning.Event(), spawning.Event()
+    other = spawning.Process(target=hold, args=(run / "lock", ready, done), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    before = contents(run)
+    with pytest.raises(InputError, match=f"in which process {other.pid} on .* trains"):
+        go_on(run)
+    assert contents(run) == before
+    other.kill()
+    other.join()
+    go_on(run)
+
+
+REFUSED = [
+    {"decay_of": "al"},
+    {"init_from": "nosuch"},
+    {"augment.size": 100},
+    {"augment.padding": 40},
+    {"dataset": "cifar10"},
+    {"batch_size": 2000},
+    {"epochs": 1 << 31},
+    {"schedule": "no"},
+    {"model.layer_reuse": 10**8},
+]
+
+
+@pytest.mark.parametrize("fields", REFUSED, ids=str)
+@pytest.mark.parametrize("exists", [True, False])
+def test_nothing_is_written_before_all_is_known_to_be_good(fields, exists, tmp_path):
+    config = quick_config()
+    config.update_from_flattened_dict(fields)
+    workdir = tmp_path / "run"
+    if exists:
+        workdir.mkdir()
+    with pytest.raises(InputError):
+        train_and_evaluate(config, str(workdir), str(tmp_path))
+    assert list(tmp_path.iterdir()) == [workdir] * exists
+    assert not exists or list(workdir.iterdir()) == []
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "require_memory", refuse_all)
+    with pytest.raises(InputError, match="GB"):
+        train_and_evaluate(quick_config(), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def refuse_all(what, taken):
+    assert 1e6 < taken < 1e9
+    raise InputError(f"{what} takes {taken / 1e9} GB")
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_deleted_ends_the_run_and_the_state_is_saved(
+    tmp_path, monkeypatch
+):
+    append = Record.append
+
+    def deleting(self, line):
+        if line["epoch"] == 2:
+            shutil.rmtree(tmp_path / "run")
+        append(self, line)
+
+    monkeypatch.setattr(Record, "append", deleting)
+    result = in_command(tmp_path / "run")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert f"{tmp_path / 'run'} can't be written: FileNotFoundError" in result.stderr
+    assert "step 6, which the run has come to, is saved in" in result.stderr
+    monkeypatch.undo()
+    assert "resumed  step 6, " in in_command(tmp_path / "run").stdout
+    assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["record", "events", "checkpoint", "curves"])
+def test_a_disk_that_is_full_ends_the_run_in_one_line(place, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner, name = {
+        "record": (Record, "_write"),
+        "events": ("lrunet_jax.runs.events.Events", "append"),
+        "checkpoint": (workdir_module.Checkpoints, "save"),
+        "curves": (workdir_module, "plot_run"),
+    }[place]
+    in_command(tmp_path / "run", "--config.epochs=1")
+    target = f"{owner}.{name}" if isinstance(owner, str) else (owner, name)
+    if place == "record":
+        write, calls = Record._write, []
+
+        def later(self):
+            calls.append(0)
+            return full() if len(calls) > 1 else write(self)
+
+        monkeypatch.setattr(Record, "_write", later)
+    elif isinstance(target, str):
+        monkeypatch.setattr(target, full)
+    else:
+        monkeypatch.setattr(*target, full)
+    result = in_command(tmp_path / "run")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "can't be written: OSError: [Errno 28]" in result.stderr
+    saved = "not saved" if place == "checkpoint" else "is saved in"
+    assert saved in result.stderr
+    monkeypatch.undo()
+    assert in_command(tmp_path / "run").returncode == 0
+    assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
+
+
+def in_command(workdir, *flags):
+    tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
+    few = ["--config.batch_size=512", "--config.model.layer_reuse=1"]
+    few += ["--config.epochs=2", "--config.schedule=piecewise"]
+    return train_command(f"--workdir={workdir}", *tiny, *few, *flags)
+
+
+def test_the_lock_is_free_again_after_a_refusal(tmp_path):
+    path = tmp_path / "lock"
+    with locked(path, sign=True):
+        again = locked(path, sign=False)
+        with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+            again.__enter__()
+        assert str(os.getpid()) in path.read_text()
+    with locked(path, sign=False):
+        pass
