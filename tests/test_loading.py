@@ -196,6 +196,8 @@ def test_hostile_shapes_and_numbers_get_one_line(lru1, tmp_path):
         (tensors | {"net": tensors["net"] | norms}, "norms of 5000 iterations"),
         (tensors | {"acc": np.array(-(2**63))}, "acc is -9.2"),
         (tensors | {"acc": float("nan")}, "acc is nan"),
+        (tensors | {"acc": 150.0}, r"acc is 150.0; it must be in \[0, 100\]"),
+        (tensors | {"epoch": -5}, r"epoch is -5.0; it must be in \[0"),
         (tensors | {"acc": np.ones((2, 2))}, "acc is a ndarray, and no number"),
     ):
         torch_format.write(tmp_path / "x.pt", tree)
@@ -435,3 +437,77 @@ def test_importing_the_package_imports_no_torch_nor_tfds():
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     python = [sys.executable, "-c", code]
     assert subprocess.check_output(python, env=environment, text=True) == "set()\n"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [".pt", ""])
+def test_weights_that_are_not_finite_are_refused_by_name(value, kind, lru1, tmp_path):
+    stored = open_model(lru1)
+    variables = jax.tree.map(np.copy, stored.variables)
+    variables["params"]["stage2"]["pw"]["kernel"][0, 0, 1, 2] = value
+    path = tmp_path / f"broken{kind}"
+    save_model(stored._replace(variables=variables), str(path))
+    reason = "params/stage2/pw/kernel in .* is not finite"
+    with pytest.raises(InputError, match=reason):
+        open_model(path)
+    with pytest.raises(InputError, match=reason):
+        lrunet_jax.load(str(path))
+    assert_same_variables(open_model(path, allow_nonfinite=True).variables, variables)
+
+
+def test_evaluate_looks_at_weights_that_are_not_finite_if_asked(lru1, tmp_path):
+    stored = open_model(lru1)
+    variables = jax.tree.map(np.copy, stored.variables)
+    variables["params"]["stage1"]["pw"]["kernel"][0, 0, 0, 0] = np.nan
+    path = tmp_path / "nan.pt"
+    save_model(stored._replace(variables=variables), str(path))
+    arguments = ("evaluate", path, "--dataset=cifar10", "--batch_size=1000")
+    refused = command(*arguments, "--data_dir=nowhere")
+    assert refused.returncode == 2
+    assert "params/stage1/pw/kernel in" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_in_a_converted_directory_is_seen(lru1, tmp_path):
+    path = tmp_path / "lru1"
+    save_model(open_model(lru1), str(path))
+    intact = open_model(path)
+    rng = np.random.default_rng(0)
+    outcomes = {"read": 0, "named": 0}
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        content = file.read_bytes()
+        for place in rng.choice(len(content), min(len(content), 8), replace=False):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << rng.integers(8)
+            file.write_bytes(bytes(flipped))
+            try:
+                found = open_model(path)
+            except InputError:
+                outcomes["named"] += 1
+                continue
+            outcomes["read"] += 1
+            assert_same_variables(found.variables, intact.variables)
+            assert found._replace(variables=0) == intact._replace(variables=0)
+        file.write_bytes(content)
+    assert min(outcomes.values()) > 10, outcomes
+
+
+def test_a_converted_directory_without_a_digest_is_called_unverified(
+    lru1, tmp_path, capsys
+):
+    save_model(open_model(lru1), str(tmp_path / "lru1"))
+    assert capsys.readouterr().err == ""
+    open_model(tmp_path / "lru1")
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "lru1" / "digest")
+    open_model(tmp_path / "lru1")
+    assert capsys.readouterr().err.endswith("lru1 is unverified: it has no digest\n")
+
+
+def test_what_evaluate_could_not_read_is_not_written(lru1, tmp_path):
+    stored = open_model(lru1)
+    for wrong in ({"accuracy": 1.5}, {"epoch": -5}, {"accuracy": float("nan")}):
+        for name in ("a.pt", "a"):
+            with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+                save_model(stored._replace(**wrong), str(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []

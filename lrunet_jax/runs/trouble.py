@@ -40,12 +40,12 @@ def read_carefully(directory: epath.Path, read: Callable[[], T]) -> T:
       TroubleError: for trouble that stays.
       InputError: what `read` itself raises for bad input.
     """
-    readable = False
+    readable = in_trouble = False
     with warnings.catch_warnings():
         # Where Orbax stops early, it leaves coroutines that nobody waits for.
         warnings.filterwarnings("ignore", "coroutine .* never awaited", RuntimeWarning)
         for pause in (0.0, *SECONDS_BETWEEN_TRIALS):
-            time.sleep(pause)
+            time.sleep(pause if in_trouble else 0)
             try:
                 return read()
             except InputError:
@@ -57,7 +57,7 @@ def read_carefully(directory: epath.Path, read: Callable[[], T]) -> T:
                 trouble = _trouble_with_files(directory)
                 if trouble is None and readable:
                     raise DamagedError(reason)
-                readable = trouble is None
+                readable, in_trouble = trouble is None, trouble is not None
                 reason = in_one_line(trouble) if trouble else reason
     raise TroubleError(
         f"{directory} can't be read now: {reason}; nothing was changed, the same "

@@ -1,6 +1,8 @@
 """The directory of a run that is being trained."""
 
 import contextlib
+import errno
+import os
 from typing import Any
 
 import ml_collections
@@ -49,6 +51,7 @@ class Workdir:
         self._latest: tuple | None = None  # what was to be saved
         with self._must_be_usable():
             self.path = epath.Path(workdir).expanduser().resolve()
+            _require_writable(self.path)
             if (self.path / "lock").is_file():
                 with locked(self.path / "lock", sign=False):
                     self._check()
@@ -234,3 +237,13 @@ class Workdir:
         if saved.exists():
             return TroubleError(f"{message}; {step} is saved in {saved}")
         return TroubleError(f"{message}; {step} is not saved")
+
+
+def _require_writable(path):
+    """Raises an OSError unless a directory is writable, or can be made."""
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
