@@ -27,6 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
 from lrunet_jax import cli
+from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
 
 # Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
 # with the older emitter of fused loops, it takes a quarter of the time.
@@ -43,6 +44,13 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
+
+SHALLOW = {
+    mobilenet: {"STAGES": ((64, 1, 2), (128, 2, 2), (1024, 1, 2))},
+    mobilenet_v2: {"STAGES": ((1, 16, 1, 1), (6, 24, 2, 2), (6, 320, 1, 2))},
+    shufflenet: {"BLOCKS": (2, 1, 1)},
+    shufflenet_v2: {"BLOCKS": (2, 1, 1)},
+}
 
 try:
     import torch
@@ -189,3 +197,11 @@ def shared() -> pathlib.Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+@pytest.fixture
+def shallow(monkeypatch):
+    """Baselines with few blocks, but of every kind, which compile much faster."""
+    for module, constants in SHALLOW.items():
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lrunet_jax import create_model, ops
-from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
 from lrunet_jax.train.state import cross_entropy
 
 BATCH, CLASSES = 4, 256
@@ -25,20 +24,6 @@ FIELDS = {
 }
 DTYPES = {"mobilenet_v2": "bfloat16"}
 QUICK = {("lrunet", "cpu"), ("mobilenet_v2", "cpu")}  # all of them: half a minute
-# Blocks of every kind, but few: all of them take several times as long to compile.
-SHALLOW = {
-    mobilenet: {"STAGES": ((64, 1, 2), (128, 2, 2), (1024, 1, 2))},
-    mobilenet_v2: {"STAGES": ((1, 16, 1, 1), (6, 24, 2, 2), (6, 320, 1, 2))},
-    shufflenet: {"BLOCKS": (2, 1, 1)},
-    shufflenet_v2: {"BLOCKS": (2, 1, 1)},
-}
-
-
-@pytest.fixture
-def shallow(monkeypatch):
-    for module, constants in SHALLOW.items():
-        for name, value in constants.items():
-            monkeypatch.setattr(module, name, value)
 
 
 def example(name):

@@ -19,13 +19,15 @@ from test_loop import (
 )
 
 import lrunet_jax
-from lrunet_jax import create_model, data
+from lrunet_jax import create_model, data, list_models
 from lrunet_jax.errors import InputError
-from lrunet_jax.train.devices import make_mesh
+from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.loop import train_and_evaluate
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import make_train_call, train_step
+from lrunet_jax.train.targets import make_targets
 from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.loading import open_model, save_model, weights_for
 from lrunet_jax.weights.state_dict import to_state_dict
@@ -128,6 +130,46 @@ def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
     single = jax.jit(train_step)(state, images, labels, key)
     # bfloat16 has 8 bits; a few dozen products deep the loss keeps two digits.
     np.testing.assert_allclose(new.metrics.loss, single.metrics.loss, rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", list_models())
+def test_the_same_seed_gives_the_same_bits(name, dtype):
+    """Every model, with every option on."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (18, 16, 16, 1), np.uint8)
+    split = data.Split(images, rng.integers(0, 5, 18).astype(np.int32))
+    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    fields = {} if name.startswith("shuffle") else {"drop": 0.3}
+    fields |= {"width_mult": 0.125, "layer_reuse": 2} if name == "lrunet" else {}
+    model = create_model(name, num_classes=5, **({"width_mult": 0.25} | fields))
+    tx = create_optimizer(lambda epoch: 0.1, nesterov=True, decay_of="kernels")
+
+    state = create_train_state(
+        model,
+        tx,
+        jax.random.key(3),
+        (16, 16, 1),
+        num_images=18,
+        input_stats=data.input_stats(split),
+        targets=make_targets(5, 0.1, 0.2),
+        ema_decay=0.9,
+    )
+    state, split = jax.device_put((state, split), data_shardings(make_mesh())[0])
+    steps = EpochLoop(state, split, augment, make_mesh(), 6, 3, dtype)
+
+    def train():
+        calls = steps.run(jax.tree.map(jnp.copy, state), split)
+        *_, (_, last) = calls
+        return last
+
+    first, second = train(), train()
+    assert int(first.step) == 3
+    assert_same_bits(first.evaluated(), second.evaluated())
+    assert_same_bits(first.opt_state, second.opt_state)
+    assert float(first.metrics.loss) == float(second.metrics.loss)
 
 
 @pytest.fixture(scope="module")

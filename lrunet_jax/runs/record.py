@@ -35,8 +35,7 @@ class Record:
             is mended. None for those in the file.
 
         Raises:
-          InputError: if the file is damaged and `lines` is None, or if there is nothing
-            that the run could go on from and the file holds more than such a run left.
+          InputError: if the file is damaged and `lines` is None.
           OSError: if it can't be read or written.
         """
         from lrunet_jax.runs.events import Events  # slow to import, for those who train
@@ -44,13 +43,7 @@ class Record:
         self._path = workdir / "metrics.jsonl"
         self.lines = list(lines or ())
         try:
-            found = read_lines(workdir)
-            if step == 0 and len(found) > 2:  # it may be killed before a checkpoint
-                raise InputError(
-                    f"{self._path} holds {len(found)} epochs, and there is no "
-                    "checkpoint to go on from; give another --workdir, or move it away"
-                )
-            found = [line for line in found if line["step"] <= step]
+            found = [line for line in read_lines(workdir) if line["step"] <= step]
             if lines is None:
                 self.lines = found
             elif found != self.lines[: len(found)]:

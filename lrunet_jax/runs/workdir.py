@@ -14,7 +14,7 @@ from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
 from lrunet_jax.runs.curves import plot_run
 from lrunet_jax.runs.lock import locked
-from lrunet_jax.runs.record import Line, Record
+from lrunet_jax.runs.record import Line, Record, read_lines
 from lrunet_jax.runs.restoring import (
     Checkpoint,
     latest_items,
@@ -206,6 +206,12 @@ class Workdir:
                 raise
         if stored is not None:
             require_same_run(changes(stored, self._config), self._name)
+        if not self.has_checkpoints() and (epochs := len(read_lines(self.path))) > 2:
+            # A run that was killed early leaves one or two.
+            raise InputError(
+                f"{self.path / 'metrics.jsonl'} holds {epochs} epochs, and there is no "
+                "checkpoint to go on from; give another --workdir, or move it away"
+            )
 
     @contextlib.contextmanager
     def _must_be_usable(self):
