@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from lrunet_jax import data
+from lrunet_jax.memory import memory_taken, require_memory
 from lrunet_jax.train.devices import data_shardings, make_mesh
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
@@ -67,6 +68,7 @@ def our_workload(
     )
     began = time.perf_counter()
     program = lowered.compile()
+    require_memory("the training step", memory_taken(program))
     figures = {
         "compile_seconds": time.perf_counter() - began,
         "temp_bytes": program.memory_analysis().temp_size_in_bytes,
