@@ -2,8 +2,8 @@
 
 import argparse
 import asyncio
-import contextlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
 from lrunet_jax.errors import DivergedError, InputError, TroubleError, in_one_line
 from lrunet_jax.models import create_model, model_fields
-from lrunet_jax.output import OutputError, drop_unwritten, named_output
+from lrunet_jax.output import OutputError, named_output
 from lrunet_jax.programs import keep_compiled_programs
+from lrunet_jax.verbosity import NOTHING
 
 flags.disclaim_key_flags()  # help lists --config among those of the command
 
@@ -32,15 +33,20 @@ def run(main: Callable[[], None]) -> None:
     Ctrl-C. All of them end with one line on standard error. A reader that has gone, as
     of `| head`, has what it asked for.
     """
-    logging.set_verbosity(logging.FATAL)  # TFDS and Orbax talk a lot
+    # TFDS and Orbax talk a lot, and where Orbax gives up at the first of many arrays,
+    # asyncio tells of the others, at any later time.
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(NOTHING)
     keep_compiled_programs()
     sys.unraisablehook = _report_unraisable
     with named_output():
         try:
             try:
                 main()
-            finally:
+            except SystemExit:  # of a parser that has printed its help
                 sys.stdout.flush()
+                raise
+            sys.stdout.flush()
         except InputError as error:
             _fail(f"error: {error}", status=2)
         except (DivergedError, TroubleError) as error:
@@ -52,16 +58,15 @@ def run(main: Callable[[], None]) -> None:
                 _fail(f"error: standard output can't be written: {error}", status=1)
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             _fail(f"error: {in_one_line(error)}", status=1)
-        finally:
-            drop_unwritten(sys.stdout)
 
 
 def _report_unraisable(unraisable: Any) -> None:
     # Where a checkpoint is damaged, Orbax gives up at the first array; TensorStore goes
     # on reading the others, and calls back for each into an event loop that is closed.
-    trace = unraisable.exc_traceback
-    callback = asyncio.BaseEventLoop.call_soon_threadsafe.__code__
-    if trace is None or trace.tb_frame.f_code is not callback:
+    # Where no more files can be opened, that loop is not whole when it is deleted.
+    trace, loop = unraisable.exc_traceback, asyncio.BaseEventLoop
+    known = loop.call_soon_threadsafe.__code__, loop.__del__.__code__
+    if trace is None or trace.tb_frame.f_code not in known:
         sys.__unraisablehook__(unraisable)
 
 
@@ -222,7 +227,5 @@ def _last_line(message):
 
 
 def _fail(message, status):
-    with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
-    drop_unwritten(sys.stderr)
+    print(message, file=sys.stderr, flush=True)
     sys.exit(status)

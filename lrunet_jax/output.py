@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 
@@ -25,8 +25,14 @@ class _Named:
         self._try(self._stream.write, text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
     def flush(self) -> None:
         self._try(self._stream.flush)
+
+    def isatty(self) -> bool:
+        return not self._stream.closed and self._stream.isatty()
 
     def _try(self, function, *args):
         try:
@@ -47,6 +53,8 @@ class _Unbreakable(_Named):
 def named_output() -> Iterator[None]:
     """A context in which printing to standard output fails with an OutputError alone.
 
+    To standard error it never fails.
+
     A process that was started with closed streams gets some that lead nowhere:
     otherwise the next file that is opened has their number, and what a library writes
     to standard error goes into it.
@@ -54,12 +62,19 @@ def named_output() -> Iterator[None]:
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
-    out, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
-    for stream in (out, sys.stderr):
+    out, err = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    for stream in (out, err):
         if isinstance(stream, io.TextIOWrapper):  # of a locale that lacks a character
             stream.reconfigure(errors="backslashreplace")
-    with contextlib.redirect_stdout(_Named(out)):  # type: ignore[type-var]
-        yield
+    try:
+        with (
+            contextlib.redirect_stdout(_Named(out)),  # type: ignore[type-var]
+            contextlib.redirect_stderr(_Unbreakable(err)),  # type: ignore[type-var]
+        ):
+            yield
+    finally:
+        drop_unwritten(out)
+        drop_unwritten(err)
 
 
 @contextlib.contextmanager
@@ -72,8 +87,6 @@ def unbreakable_output() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(_nowhere())
         out, err = sys.stdout or nowhere, sys.stderr or nowhere
-        stack.callback(drop_unwritten, out)
-        stack.callback(drop_unwritten, err)
         stack.enter_context(contextlib.redirect_stdout(_Unbreakable(out)))  # type: ignore[type-var]
         stack.enter_context(contextlib.redirect_stderr(_Unbreakable(err)))  # type: ignore[type-var]
         yield

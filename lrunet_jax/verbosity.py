@@ -4,6 +4,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+NOTHING = logging.CRITICAL + 1  # a level of logging
+
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
@@ -14,7 +16,7 @@ def unlogged() -> Iterator[None]:
     """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    logger.setLevel(NOTHING)
     try:
         yield
     finally:

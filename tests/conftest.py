@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import os
 import pathlib
 import runpy
@@ -22,7 +23,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import hypothesis
 import jax
 import pytest
-from absl import app, flags, logging
+from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
@@ -117,7 +118,8 @@ def _to_the_end(function, *argv, cwd=ROOT):
     argv = list(map(str, argv))
     status, out, err = 0, io.StringIO(), io.StringIO()
     cached = jax.config.jax_enable_compilation_cache  # which `benchmark` turns off
-    verbosity = logging.get_verbosity()
+    loggers = [logging.getLogger(library) for library in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
     compilation_cache.reset_cache()  # else its directory stays what it was
     with (
         mock.patch.object(sys, "argv", argv),
@@ -131,7 +133,8 @@ def _to_the_end(function, *argv, cwd=ROOT):
         except SystemExit as error:
             status = error.code or 0
         finally:
-            logging.set_verbosity(verbosity)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
             jax.config.update("jax_enable_compilation_cache", cached)
             compilation_cache.reset_cache()
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())

@@ -74,12 +74,12 @@ def test_the_step_is_found_within_a_call(tmp_path, monkeypatch):
 
     def run(self, state, train_set, at_a_time=0):
         self._steps = 20
-        for before, after in step(self, state, train_set, at_a_time):
+        for after in step(self, state, train_set, at_a_time):
             seen.append((at_a_time, int(after.step)))
             if int(after.step) >= 7:
                 nan = jnp.full_like(after.metrics.loss, jnp.nan)
                 after = after.replace(metrics=after.metrics.replace(loss=nan))
-            yield before, after
+            yield after
 
     monkeypatch.setattr(loop.EpochLoop, "run", run)
     with pytest.raises(DivergedError, match=r"the loss is not .* at step 7;"):

@@ -16,7 +16,9 @@ from conftest import ROOT, command, needs_torch, torch
 
 import lrunet_jax
 from configs import digits
+from lrunet_jax import data, evaluate
 from lrunet_jax.errors import InputError
+from lrunet_jax.runs import trouble
 from lrunet_jax.train import loop
 from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.loading import open_model, save_model
@@ -247,6 +249,7 @@ def test_a_directory_of_a_later_format_is_named_with_what_is_new_in_it(lru1, tmp
     facts = json.loads(path.read_text())
     assert facts["format"] == 1
     path.write_text(json.dumps(facts | {"format": 2, "seed": 1, "classes": ["a"]}))
+    shutil.rmtree(tmp_path / "a" / "digest")  # which would be of these
     with pytest.raises(InputError, match=r"format is 2, and only 1 is known") as e:
         open_model(tmp_path / "a")
     assert "unknown fields 'classes', 'seed'" in str(e.value)
@@ -455,20 +458,31 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, kind, lru1, tmp_
     assert_same_variables(open_model(path, allow_nonfinite=True).variables, variables)
 
 
-def test_evaluate_looks_at_weights_that_are_not_finite_if_asked(lru1, tmp_path):
+def test_evaluate_looks_at_weights_that_are_not_finite_if_asked(
+    lru1, tmp_path, monkeypatch
+):
     stored = open_model(lru1)
     variables = jax.tree.map(np.copy, stored.variables)
     variables["params"]["stage1"]["pw"]["kernel"][0, 0, 0, 0] = np.nan
     path = tmp_path / "nan.pt"
     save_model(stored._replace(variables=variables), str(path))
-    arguments = ("evaluate", path, "--dataset=cifar10", "--batch_size=1000")
-    refused = command(*arguments, "--data_dir=nowhere")
-    assert refused.returncode == 2
+    images = np.zeros((10, 32, 32, 3), np.uint8)
+    few = lambda *_: data.Split(images, np.arange(10, dtype=np.int32))
+    monkeypatch.setattr(evaluate, "load_split", few)
+    names = mock.PropertyMock(return_value=list("abcdefghij"))
+    monkeypatch.setattr(data.DatasetInfo, "class_names", names)
+    arguments = ("evaluate", path, "--dataset=cifar10", "--json")
+    refused = command(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert "params/stage1/pw/kernel in" in refused.stderr
+    allowed = command(*arguments, "--allow_nonfinite")
+    assert (allowed.returncode, allowed.stderr) == (0, "")
+    assert np.isnan(json.loads(allowed.stdout)["loss"])
 
 
 @pytest.mark.slow
-def test_a_flipped_bit_in_a_converted_directory_is_seen(lru1, tmp_path):
+def test_a_flipped_bit_in_a_converted_directory_is_seen(lru1, tmp_path, monkeypatch):
+    monkeypatch.setattr(trouble, "SECONDS_BETWEEN_TRIALS", (0.0, 0.0, 0.0))
     path = tmp_path / "lru1"
     save_model(open_model(lru1), str(path))
     intact = open_model(path)

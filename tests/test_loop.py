@@ -130,9 +130,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
     assert log_of(tmp_path) == log_of(workdir)
 
 
-def test_sigterm_saves_and_exits_cleanly(undisturbed, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_exits_cleanly(number, undisturbed, tmp_path):
     workdir, _ = undisturbed
-    status, output = start_and_stop(tmp_path, signal.SIGTERM, "--config.epochs=3")
+    status, output = start_and_stop(tmp_path, number, "--config.epochs=3")
     assert status == 0
     assert "stopped by a signal" in output
     result = run(tmp_path, "--config.epochs=3")
@@ -182,7 +183,7 @@ def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
         devices = [8 if env is eight else 1 for env in environments]
         for output, count in zip(outputs, devices, strict=True):
             assert f"devices  {count} x cpu" in output
-        assert "resumed  step 3, epoch 2" in outputs[1]
+        assert "resumed  step 3, epoch 2\n" in outputs[1]  # and its digests agree
         assert [line["epoch"] for line in log_of(workdir)] == [1, 2]
     undisturbed = run(tmp_path / "undisturbed", *small, "--config.epochs=2")
     assert undisturbed.returncode == 0, undisturbed.stderr

@@ -8,7 +8,12 @@ from lrunet_jax.runs.record import Record
 
 
 def line(step):
-    return {"step": step, "epoch": step // 10, "train_loss": 1 / step}
+    return {
+        "step": step,
+        "epoch": step // 10,
+        "train_loss": 1 / step,
+        "train_accuracy": 0.5,
+    }
 
 
 def test_what_a_resumed_run_has_not_done_is_cut_off(tmp_path):

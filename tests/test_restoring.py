@@ -20,6 +20,7 @@ from lrunet_jax.runs.checkpoints import Checkpoints
 from lrunet_jax.runs.restoring import read_checkpoint, restore_latest
 
 CONFIG = {"epochs": 3, "decay_epochs": []}
+LINE = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}
 STEPS = (10, 20, 30)  # the second is best
 
 
@@ -36,7 +37,7 @@ def saved(tmp_path_factory):
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         for step, accuracy in zip(STEPS, (0.25, 0.75, 0.5), strict=True):
             test = {"test_loss": 1.0, "test_accuracy": accuracy}
-            lines = [{"step": step, "epoch": 1}]
+            lines = [LINE | {"step": step}]
             checkpoints.save(step, state(step), CONFIG, lines, test)
     assert sorted(path.name for path in directory.iterdir()) == ["20", "30"]
     return directory
@@ -71,7 +72,7 @@ def files_of(directory):
 def test_what_was_saved_is_read(directory):
     found = restore_latest(directory, wanted)
     assert (found.step, found.config, found.verified) == (30, CONFIG, True)
-    assert found.lines == [{"step": 30, "epoch": 1}]
+    assert found.lines == [LINE | {"step": 30}]
     np.testing.assert_array_equal(found.fields["params"]["kernel"], np.full((2, 3), 30))
     assert read_checkpoint(directory, None, wanted).step == 20
     assert restore_latest(directory / "nowhere", wanted) is None
@@ -206,6 +207,28 @@ def test_trouble_is_tried_again_and_changes_nothing(
     assert contents(directory) == before
 
 
+def test_what_fails_once_in_a_library_s_own_words_is_no_damage(directory, monkeypatch):
+    failures = [ValueError("UNAVAILABLE: Error reading")]
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def failing(self, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return restore(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", failing)
+    before = contents(directory)
+    assert restore_latest(directory, wanted).step == 30
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("step", [31, 10])
+def test_a_checkpoint_under_another_name_is_damage(step, directory):
+    shutil.copytree(directory / "30", directory / str(step))
+    assert restore_latest(directory, wanted).step == 30
+    assert (directory / f"{step}.damaged").exists()
+
+
 def test_a_file_that_cannot_be_read_is_trouble(directory, monkeypatch):
     unreadable = files_of(directory / "30" / "state")[0]
     read = epath.Path("").open.__func__
@@ -224,6 +247,7 @@ def test_a_file_that_cannot_be_read_is_trouble(directory, monkeypatch):
     assert contents(directory) == before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_too_many_open_files_are_trouble(directory):
     before = contents(directory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -242,4 +266,4 @@ def test_too_many_open_files_are_trouble(directory):
 def test_the_digest_is_of_what_is_stored(directory):
     digest = json.loads((directory / "30" / "digest" / "metadata").read_text())
     assert digest["state"].keys() == {"step", "params", "momentum"}
-    assert digest["items"].keys() == {"config", "metrics", "record"}
+    assert digest["items"].keys() == {"step", "config", "metrics", "record"}

@@ -8,7 +8,7 @@ import pytest
 from lrunet_jax.train.signals import stop_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_is_noted_and_the_second_has_its_usual_effect(number):
     came = []
     usual = signal.signal(number, lambda *_: came.append(number))
@@ -37,6 +37,13 @@ def test_a_second_ctrl_c_ends_python():
                 signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, usual)
+
+
+def test_a_terminal_that_goes_away_is_noted_as_often_as_it_says():
+    with stop_signals() as stop_requested:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop_requested()
 
 
 def test_a_terminal_that_goes_away_is_not_noted_under_nohup():

@@ -1,5 +1,6 @@
 """The workdir of a run: one writer, mended where it is damaged, lost for no error."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from lrunet_jax.train import loop
 from lrunet_jax.train.loop import train_and_evaluate
 
 LINES = [
-    {"step": step, "epoch": epoch, "train_loss": 1.0}
+    {"step": step, "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5}
     for epoch, step in enumerate((23, 46), start=1)
 ]
 
@@ -109,7 +110,7 @@ def test_a_damaged_record_that_cannot_be_mended_is_named_with_its_line(
 
 def test_a_record_without_checkpoints_is_not_overwritten(run):
     shutil.rmtree(run / "checkpoints")
-    line = json.dumps({"step": 9, "epoch": 3, "train_loss": 1.0})
+    line = json.dumps(LINES[1] | {"step": 69, "epoch": 3})
     with (run / "metrics.jsonl").open("a") as file:
         file.write(f"{line}\n")
     before = (run / "metrics.jsonl").read_bytes()
@@ -281,6 +282,49 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line(place, tmp_path, monkeypat
     monkeypatch.undo()
     assert in_command(tmp_path / "run").returncode == 0
     assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
+    """As where the latest checkpoint was still being written, and is deleted."""
+    close, calls = workdir_module.Checkpoints.close, []
+
+    def failing(self):
+        close(self)
+        calls.append(self)
+        if len(calls) == 1:
+            shutil.rmtree(tmp_path / "run" / "checkpoints")
+            raise ValueError("NOT_FOUND")
+
+    monkeypatch.setattr(workdir_module.Checkpoints, "close", failing)
+    result = in_command(tmp_path / "run")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "step 6, which the run has come to, is saved in" in result.stderr
+    monkeypatch.undo()
+    assert "resumed  step 6, " in in_command(tmp_path / "run").stdout
+
+
+@pytest.mark.slow
+def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
+    tmp_path, monkeypatch
+):
+    append = workdir_module.Workdir.save
+
+    def replaced(self, *args):
+        if not taken:
+            shutil.rmtree(tmp_path / "run")
+            (tmp_path / "run").mkdir()
+            taken.append(other.enter_context(locked(tmp_path / "run/lock", sign=True)))
+        append(self, *args)
+
+    taken, other = [], contextlib.ExitStack()
+    monkeypatch.setattr(workdir_module.Workdir, "save", replaced)
+    with other:
+        result = in_command(tmp_path / "run")
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert "its lock is gone, or another one" in result.stderr
+    assert "is not saved" in result.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def in_command(workdir, *flags):

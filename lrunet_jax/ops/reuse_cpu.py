@@ -100,8 +100,10 @@ def _forward(x, weights):
         folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
         moments = batch_moments(z)
-        shift = w.pw @ w.dw_norm.bias  # which z lacks, and the second norm subtracts
-        pw_bias = w.pw_norm.bias + 0 * shift  # unless it is not finite
+        # The first norm's bias moves the mean of z alone, which the second norm
+        # subtracts: z leaves it out. As 0 times that, a NaN of it reaches the output.
+        shift = w.pw @ w.dw_norm.bias
+        pw_bias = w.pw_norm.bias + 0 * shift
         out = relu(x_group + normalise(z, w.pw_norm.scale, pw_bias, moments))
         mean = moments.mean - folded @ dw_moments.mean + shift
         return out, dw_moments, moments, mean

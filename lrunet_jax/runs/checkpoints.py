@@ -1,5 +1,6 @@
 """Checkpoints of a run: the two latest and the best, written in the background."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.runs.digest import array_digests, json_digests
 from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.restoring import steps_in
 
 
 class Checkpoints:
@@ -67,7 +69,8 @@ class Checkpoints:
         fields, record = array_fields(state), {"lines": list(lines)}
         plain = {"config": config, "record": record}
         plain |= {} if test is None else {"metrics": test}
-        digest = {"state": array_digests(fields), "items": json_digests(plain)}
+        items = json_digests({"step": step, **plain})
+        digest = {"state": array_digests(fields), "items": items}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -77,6 +80,7 @@ class Checkpoints:
                 digest=ocp.args.JsonSave(digest),
             ),
             metrics=test,
+            force=True,  # also where the name of another one is a later step
         )
 
     def minutes_since_save(self) -> float:
@@ -84,8 +88,10 @@ class Checkpoints:
         return (time.monotonic() - self._saved_at) / 60
 
     def latest_path(self) -> epath.Path | None:
-        """The newest checkpoint's directory; None if there is none."""
-        step = self._manager.latest_step()
+        """The newest checkpoint's directory, once it is written; None without any."""
+        with contextlib.suppress(Exception):  # of the one that is being written
+            self._manager.wait_until_finished()
+        step = max(steps_in(self._directory), default=None)
         return None if step is None else self.path(step)
 
     def path(self, step: int) -> epath.Path:

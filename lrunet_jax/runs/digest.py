@@ -13,9 +13,9 @@ def array_digests(trees: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256 of each tree of arrays, by its name.
 
     It is over the path, the dtype, the shape and the bytes in C order of each leaf, as
-    the host has it: the same for any number of devices and processes.
+    the host has it: the same for any number of devices.
     """
-    return {name: _of_arrays(tree) for name, tree in trees.items()}
+    return {name: _of_arrays(tree) for name, tree in jax.device_get(trees).items()}
 
 
 def json_digests(values: Mapping[str, Any]) -> dict[str, str]:
@@ -30,10 +30,10 @@ def require_digests(stored: Mapping[str, str], found: Mapping[str, str]) -> None
     """Compares the digests of what was found with those that were stored.
 
     Raises:
-      ValueError: that names the first item that differs, or has no digest.
+      ValueError: that names the first item that differs, has no digest, or is missing.
     """
-    for name, digest in found.items():
-        if stored.get(name) != digest:
+    for name in sorted(stored.keys() | found.keys()):
+        if stored.get(name) != found.get(name):
             raise ValueError(f"{name} differs from its digest")
 
 

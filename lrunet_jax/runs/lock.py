@@ -1,10 +1,10 @@
 """The lock of a workdir: one run has one writer."""
 
 import contextlib
-import fcntl
+import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from etils import epath
 
@@ -12,7 +12,7 @@ from lrunet_jax.errors import InputError
 
 
 @contextlib.contextmanager
-def locked(path: epath.Path, *, sign: bool) -> Iterator[None]:
+def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
     """A context that holds the lock on a file, which is made if it is missing.
 
     The lock is the system's, and ends with its process, however that ends; the file
@@ -22,25 +22,35 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[None]:
       path: of the file.
       sign: whether to write into it who holds it.
 
+    Yields:
+      A function that tells whether the file is still there, and the same.
+
     Raises:
       InputError: if another process, or another call in this one, holds it.
       OSError: if the file can't be opened.
     """
+    import fcntl  # which Windows has not
+
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(200).strip() or "another process"
-            raise InputError(
-                f"workdir is {str(path.parent)!r}, in which {holder} trains; give "
-                "another --workdir, or wait for its end"
-            ) from None
-        except OSError:  # not every network has locks
-            yield
-            return
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                holder = file.read(200).strip() or "another process"
+                raise InputError(
+                    f"workdir is {str(path.parent)!r}, in which {holder} trains; give "
+                    "another --workdir, or wait for its end"
+                ) from None
+            print(f"not locked: {path.parent} is on a file system without locks")
         if sign:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-        yield
+
+        def is_there():
+            return path.exists() and os.path.samestat(
+                os.stat(path), os.fstat(file.fileno())
+            )
+
+        yield is_there

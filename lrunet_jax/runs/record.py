@@ -46,7 +46,7 @@ class Record:
             found = [line for line in read_lines(workdir) if line["step"] <= step]
             if lines is None:
                 self.lines = found
-            elif found != self.lines[: len(found)]:
+            elif json.dumps(found) != json.dumps(self.lines[: len(found)]):
                 raise InputError(f"{self._path} differs from the checkpoint's record")
         except InputError as error:
             if lines is None:
@@ -88,10 +88,7 @@ def read_lines(workdir: epath.Path) -> list[Line]:
     for number, text in enumerate(content.splitlines(), start=1):
         try:
             line = json.loads(text)
-            if type(line["step"]) is not int or type(line["epoch"]) is not int:
-                raise ValueError("step and epoch must be integers")
-            if lines and line["step"] <= lines[-1]["step"]:
-                raise ValueError(f"step {line['step']} is not after the one before")
+            require_lines([*lines[-1:], line])
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number}, can't be read ({in_one_line(error)}); it must "
@@ -99,6 +96,26 @@ def read_lines(workdir: epath.Path) -> list[Line]:
             ) from None
         lines.append(line)
     return lines
+
+
+def require_lines(lines: Sequence[Line]) -> None:
+    """Checks that lines are as `Record` writes them, one after the other.
+
+    Raises:
+      ValueError, TypeError or LookupError: that says what the first wrong one is.
+    """
+    before = -1
+    for line in lines:
+        numbers = dict(line)
+        for name in ("step", "epoch"):
+            if type(numbers.pop(name)) is not int:
+                raise ValueError(f"{name} is {line[name]!r:.90}, and no integer")
+        for name in {"train_loss", "train_accuracy", *numbers}:
+            if type(numbers[name]) not in (int, float):
+                raise ValueError(f"{name} is {line[name]!r:.90}, and no number")
+        if line["step"] <= before:
+            raise ValueError(f"step {line['step']} comes after step {before}")
+        before = line["step"]
 
 
 def accuracy_of(metrics: Mapping[str, float]) -> float:

@@ -19,7 +19,7 @@ from lrunet_jax.runs.digest import (
     require_digests,
 )
 from lrunet_jax.runs.earlier import translate
-from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.record import Line, accuracy_of, require_lines
 from lrunet_jax.runs.trouble import DamagedError, read_carefully
 from lrunet_jax.verbosity import unlogged
 
@@ -65,7 +65,8 @@ def restore_latest(directory: epath.Path, wanted: Wanted) -> Checkpoint | None:
 
     Raises:
       InputError: if there are checkpoints, but all are damaged, and from `wanted`.
-      TroubleError: if the disk or memory is in trouble; nothing is renamed then.
+      TroubleError: if the disk or memory is in trouble; no checkpoint is renamed
+        because of that.
     """
     found, damaged = None, []
     for step in reversed(steps_in(directory)):
@@ -194,7 +195,8 @@ def _read(path, wanted, whole=False):
     config = translate(items["config"])
     fields = _restore_fields(path / "state", wanted(config), whole)
     if digests is not None:
-        require_digests(digests["state"], array_digests(fields))
+        wanted = {name: digests["state"].get(name) for name in fields}
+        require_digests(digests["state"] if whole else wanted, array_digests(fields))
     return Checkpoint(
         step=int(path.name),
         fields=fields,
@@ -211,9 +213,11 @@ def _plain_items(path):
     found = {name: _json(path / name / file) for name, file in PLAIN_FILES.items()}
     items = {name: value for name, value in found.items() if value is not None}
     if digests is not None:
-        require_digests(digests["items"], json_digests(items))
-        if missing := digests["items"].keys() - items.keys():
-            raise ValueError(f"{', '.join(sorted(missing))} is not there")
+        named = items | {"step": int(path.name)}
+        require_digests(digests["items"], json_digests(named))
+    if "record" in items:
+        require_lines(items["record"]["lines"])
+    _json(path / "_CHECKPOINT_METADATA")  # Orbax reads it when the run goes on
     if "metrics" in items:
         accuracy = accuracy_of(items["metrics"])
         if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
@@ -222,7 +226,7 @@ def _plain_items(path):
 
 
 def _json(path):
-    """The JSON object in a file; None where there is no such item."""
+    """The JSON object in a file; None where its directory is missing."""
     if not path.parent.exists():
         return None
     value = json.loads(path.read_bytes())

@@ -9,7 +9,6 @@ import ml_collections
 from etils import epath
 
 from lrunet_jax.errors import InputError, TroubleError, in_one_line
-from lrunet_jax.files import write_whole
 from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
 from lrunet_jax.runs.curves import plot_run
@@ -25,6 +24,15 @@ from lrunet_jax.verbosity import unlogged
 
 _FILES = ("config.json", "metrics.jsonl", "curves.png", "lock")
 _DIRECTORIES = ("checkpoints", "tensorboard")
+
+# What a path does that is no workdir; other errors of the system are trouble.
+_OF_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 
 class Workdir:
@@ -47,8 +55,10 @@ class Workdir:
         """
         self._name = workdir
         self._config = config
-        self._started = contextlib.ExitStack()
-        self._latest: tuple | None = None  # what was to be saved
+        self._locked = contextlib.ExitStack()  # while this is so
+        self._open = contextlib.ExitStack()  # what is to be closed before
+        self._latest: tuple | None = None  # the arguments of the latest save
+        self._damaged_config = ""
         with self._must_be_usable():
             self.path = epath.Path(workdir).expanduser().resolve()
             _require_writable(self.path)
@@ -67,12 +77,11 @@ class Workdir:
         with contextlib.ExitStack() as stack:
             with self._must_be_usable():
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.path / "lock", sign=True))
-                write_whole(self.path / "writable", "")
-                (self.path / "writable").unlink()
+                lock = locked(self.path / "lock", sign=True)
+                self._lock_is_there = stack.enter_context(lock)
                 self._check()  # another process may have been quicker
                 stack.enter_context(unlogged())  # Orbax writes in threads of its own
-            self._started = stack.pop_all()
+            self._locked = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -81,19 +90,23 @@ class Workdir:
         Raises:
           TroubleError: if it could not be, unless something else has failed before.
         """
-        try:
-            self._started.close()
-        except Exception as error:
-            if kind is None:
-                raise self._trouble(error) from error
+        with self._locked:
+            try:
+                self._open.close()
+            except Exception as error:  # Orbax has many names for a disk that is full
+                if kind is None:
+                    raise self._trouble(error) from error
 
     def has_checkpoints(self) -> bool:
         """Tells whether there is a checkpoint to go on from, perhaps a damaged one."""
-        return bool(steps_in(self.path / "checkpoints"))
+        with self._must_be_usable():
+            return bool(steps_in(self.path / "checkpoints"))
 
     def epochs_done(self) -> int:
         """The epochs that the newest checkpoint's record has; 0 if it has none."""
-        lines = latest_items(self.path / "checkpoints").get("record", {}).get("lines")
+        with self._must_be_usable():
+            items = latest_items(self.path / "checkpoints")
+        lines = items.get("record", {}).get("lines")
         return lines[-1]["epoch"] if lines else 0
 
     def restore(self, fresh: Any) -> tuple[Checkpoint, dict[str, tuple]] | None:
@@ -115,7 +128,8 @@ class Workdir:
             require_same_run(changes(config, self._config), self._name)
             return array_fields(fresh)
 
-        found = restore_latest(self.path / "checkpoints", wanted)
+        with self._must_be_usable():
+            found = restore_latest(self.path / "checkpoints", wanted)
         return found and (found, changes(found.config, self._config))
 
     def start(self, step: int, lines: list[Line] | None) -> None:
@@ -130,16 +144,15 @@ class Workdir:
                 for part in self.path.glob(f"{name}.*.part"):
                     part.unlink()
             self.record = Record(self.path, step, lines)
-            self._started.callback(self.record.close)
-            try:
-                read_config(self.path)
-            except FileNotFoundError:
-                pass
-            except InputError as error:
-                print(f"{error}; it is written anew from the checkpoint")
+            self._open.callback(self.record.close)
+            if self._damaged_config:
+                print(f"{self._damaged_config}; it is written anew from the checkpoint")
             write_config(self.path, self._config.to_dict())
+        try:
             self.checkpoints = Checkpoints(self.path / "checkpoints")
-            self._started.callback(self.checkpoints.close)
+        except Exception as error:
+            raise self._trouble(error) from error
+        self._open.callback(self.checkpoints.close)
 
     def save(
         self, state: Any, line: Line | None = None, test: dict[str, float] | None = None
@@ -158,6 +171,8 @@ class Workdir:
         """
         step, config, lines = int(state.step), self._config.to_dict(), self.record.lines
         latest = self._latest = step, state, config, lines, test
+        if not self._lock_is_there():
+            raise self._trouble(FileNotFoundError("its lock is gone, or another one"))
         writes = [lambda: self.checkpoints.save(*latest)]
         if line is not None:
             writes.insert(0, lambda: self.record.append(line))
@@ -201,9 +216,10 @@ class Workdir:
             if (self.path / "config.json").exists():
                 written = read_config(self.path)
                 stored = written if stored is None else stored
-        except InputError:
+        except InputError as error:
             if stored is None:
                 raise
+            self._damaged_config = str(error)
         if stored is not None:
             require_same_run(changes(stored, self._config), self._name)
         if not self.has_checkpoints() and (epochs := len(read_lines(self.path))) > 2:
@@ -217,11 +233,15 @@ class Workdir:
     def _must_be_usable(self):
         try:
             yield
-        except OSError as error:
+        except _OF_PATHS as error:
             raise InputError(
                 f"workdir is {self._name!r}, which can't be used: {error}; it must be "
                 "a directory that can be written"
             ) from None
+        except OSError as error:
+            raise TroubleError(
+                f"{self._name} can't be used now: {in_one_line(error)}"
+            ) from error
 
     def _trouble(self, error):
         """The error to raise; where the latest state is not saved, it is tried again.
@@ -231,18 +251,22 @@ class Workdir:
         message = f"{self.path} can't be written: {in_one_line(error)}"
         if self._latest is None:
             return TroubleError(message)
-        with contextlib.suppress(Exception):
-            self.checkpoints.close()  # another one may have failed
         saved = self.checkpoints.path(self._latest[0])
         with contextlib.suppress(Exception):
-            if not saved.exists():
+            self.checkpoints.close()  # another one may have failed
+        is_saved = False
+        with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+            if not self._lock_is_there():
                 self.path.mkdir(parents=True, exist_ok=True)
-                with contextlib.closing(Checkpoints(saved.parent)) as again:
+                stack.enter_context(locked(self.path / "lock", sign=True))
+            if not saved.exists():
+                again = Checkpoints(saved.parent)
+                with contextlib.closing(again):
                     again.save(*self._latest)
+            is_saved = saved.exists()
         step = f"step {self._latest[0]:,}, which the run has come to,"
-        if saved.exists():
-            return TroubleError(f"{message}; {step} is saved in {saved}")
-        return TroubleError(f"{message}; {step} is not saved")
+        place = f"is saved in {saved}" if is_saved else "is not saved"
+        return TroubleError(f"{message}; {step} {place}")
 
 
 def _require_writable(path):

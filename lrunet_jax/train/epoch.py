@@ -28,6 +28,9 @@ class EpochLoop:
     A call runs as many steps as take SECONDS_PER_CALL, so that the host does not delay
     a fast device, and a slow one still shows its progress. Where calls begin and end
     makes no difference to the result.
+
+    Attributes:
+      memory_taken: the bytes that a call takes on each device, arguments included.
     """
 
     def __init__(
@@ -64,11 +67,12 @@ class EpochLoop:
             else None
             for batches in self._batches(epoch=0)
         ]
+        self._before: Any = None  # the state before the latest call
         self.memory_taken = max(memory_taken(p) for p in self._programs if p)
 
     def run(
         self, state: TrainState, train_set: data.Split, at_a_time: int = 0
-    ) -> Iterator[tuple[TrainState, TrainState]]:
+    ) -> Iterator[TrainState]:
         """Trains to the end of the state's epoch.
 
         Args:
@@ -77,8 +81,7 @@ class EpochLoop:
           at_a_time: the steps of a call, in place of as many as take SECONDS_PER_CALL.
 
         Yields:
-          The states before and after each call. The latter is given to the next call,
-          which takes its memory.
+          The state after each call, which is given to the next one: its memory too.
         """
         full, tail = self._batches(int(state.epoch))
         step = int(state.metrics.count) // self._batch_size
@@ -88,7 +91,8 @@ class EpochLoop:
             while step < offset + len(batches):
                 start = step - offset
                 stop = min(start + (at_a_time or self._steps), len(batches))
-                before = _copy(state)
+                self._before = None  # its memory is free for the next
+                self._before = _copy(state)
                 began = time.perf_counter()
                 state = program(state, train_set, batches, start, stop, self._key)
                 jax.block_until_ready(state.step)
@@ -96,7 +100,12 @@ class EpochLoop:
                 # Slowly upwards: one short call must not make the next one endless.
                 self._steps = min(steps_per_call(seconds), 4 * self._steps)
                 step = offset + stop
-                yield before, state
+                yield state
+        self._before = None
+
+    def once_more(self, train_set: data.Split) -> Iterator[TrainState]:
+        """Takes the steps of the latest call once more, and yields each one's state."""
+        return self.run(self._before, train_set, at_a_time=1)
 
     def _batches(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = data.epoch_order(self._seed, epoch, self._num_images)

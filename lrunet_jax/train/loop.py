@@ -76,8 +76,8 @@ def train_and_evaluate(
 def _train(config, run, data_dir):
     """Does what `train_and_evaluate` does, with valid values.
 
-    Nothing is allocated on a device before all programs are compiled, and nothing is
-    written before everything is known to be good.
+    Neither data nor state lie on a device before the programs are compiled, and nothing
+    is written before everything is known to be good.
     """
     dataset = data.dataset_info(config.dataset, data_dir)
     model = create_model(num_classes=dataset.num_classes, **config.model)
@@ -110,15 +110,16 @@ def _train(config, run, data_dir):
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
         (jax.eval_shape(create), *splits),
     )
-    begins_with = "" if run.has_checkpoints() else config.init_from
-    given = weights_for(model, example.learned(), begins_with) if begins_with else {}
+    init_from = "" if run.has_checkpoints() else config.init_from
+    given = weights_for(model, example.learned(), init_from) if init_from else {}
     compiled = functools.cache(lambda: _compile(config, mesh, example, *abstract))
     if run.epochs_done() < config.epochs:
         compiled()
 
     with stop_signals() as stop_requested, run:
-        state = jax.device_put(create(), replicated)
-        state = _resumed(state, run) or _started(state, run, given)
+        state = _resumed(example, run)
+        if state is None:
+            state = _started(jax.device_put(create(), replicated), run, given)
         if int(state.epoch) < config.epochs:
             steps, evaluate, seconds = compiled()
             train_set, test_set = jax.device_put(splits, replicated)
@@ -129,10 +130,10 @@ def _train(config, run, data_dir):
             epoch = int(state.epoch) + 1
             progress = Progress(epoch, config.epochs, state.metrics, state.num_images)
             calls = steps.run(state, train_set)
-            for before, state in calls:
+            for state in calls:
                 if not is_finite(state):
-                    once_more = (s for _, s in steps.run(before, train_set, 1))
-                    raise _diverged(once_more, model, splits[0], run, config)
+                    states = steps.once_more(train_set)
+                    raise _diverged(states, model, splits[0], run, config)
                 progress.update(state.metrics)
                 if state.epoch_is_done():
                     continue
@@ -181,7 +182,10 @@ def _compile(config, mesh, state, train_set, test_set):
     batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
     steps = EpochLoop(state, train_set, augment, mesh, batch_size, seed, dtype)
     evaluate, taken = compile_evaluation(state, test_set, batch_size, mesh)
-    require_memory("the training", max(steps.memory_taken, taken))
+    size = lambda *trees: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees))
+    training = steps.memory_taken + size(state, test_set)  # the state before it
+    evaluating = taken + size(state, train_set)
+    require_memory("the training", max(training, evaluating))
     return steps, evaluate, time.monotonic() - began
 
 
@@ -211,12 +215,12 @@ def _fresh_state(config, model, tx, train_set):
     )
 
 
-def _resumed(fresh, run):
+def _resumed(example, run):
     """The state of the latest checkpoint, from which the run goes on; None without."""
-    if (restored := run.restore(fresh)) is None:
+    if (restored := run.restore(example)) is None:
         return None
     checkpoint, changed = restored
-    state = dataclasses.replace(fresh, **checkpoint.fields)
+    state = dataclasses.replace(example, **checkpoint.fields)
     print_resumed(state, changed, checkpoint.verified)
     run.start(checkpoint.step, checkpoint.lines)
     return state

@@ -11,9 +11,9 @@ from typing import Any
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """A context in which SIGTERM, SIGINT and SIGHUP are noted, and do nothing else.
 
-    A second one has its usual effect. SIGHUP, which comes when a terminal goes away, is
-    not noted where it is ignored, as by `nohup`. Outside of the main thread, where
-    Python handles no signals, none is noted.
+    A second one has its usual effect, but for SIGHUP, which a terminal that goes away
+    may send several times; where that is ignored, as by `nohup`, it stays so. Outside
+    of the main thread, where Python handles no signals, none is noted.
 
     Yields:
       A function that tells whether one has come.
@@ -23,7 +23,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def note(number, _):
         received.append(number)
-        signal.signal(number, usual[number])
+        if number != signal.SIGHUP:  # of which a terminal sends several
+            signal.signal(number, usual[number])
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

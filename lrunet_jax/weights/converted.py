@@ -84,6 +84,10 @@ def _open(directory: epath.Path) -> tuple[StoredModel, bool]:
             directory, args=ocp.args.Composite(**only)
         )
         facts = restore(model=ocp.args.JsonRestore())["model"]
+        digest = None
+        if (directory / "digest").exists():
+            digest = restore(digest=ocp.args.JsonRestore())["digest"]
+            require_digests({"model": digest["model"]}, json_digests({"model": facts}))
         stored = _stored_model(facts)
         require_facts(stored)
         expected = abstract_variables(stored.create_model(), stored.channels)
@@ -93,11 +97,9 @@ def _open(directory: epath.Path) -> tuple[StoredModel, bool]:
             expected = expected | stats  # a copy: it is cached
         require_same_leaves(expected, found)
         variables = restore(variables=ocp.args.StandardRestore())["variables"]
-        has_digest = (directory / "digest").exists()
-        if has_digest:
-            digest = restore(digest=ocp.args.JsonRestore())["digest"]
-            require_digests(digest, _digest(variables, facts))
-    return stored._replace(variables=variables), has_digest
+    if digest is not None:
+        require_digests(digest, _digest(variables, facts))
+    return stored._replace(variables=variables), digest is not None
 
 
 def _digest(variables: Any, facts: dict[str, Any]) -> dict[str, str]:

@@ -145,11 +145,12 @@ def weights_for(
       path: as for `load`.
 
     Returns:
-      `params` and `batch_stats`; if the number of classes differs, without the last
-      layer.
+      `params` and `batch_stats`, NumPy arrays; if the number of classes differs,
+      without the last layer.
 
     Raises:
       InputError: if it can't be opened, or is a different network.
+      TroubleError: if the disk or memory is in trouble.
     """
     stored = open_model(path)
     learned = {name: stored.variables[name] for name in ("params", "batch_stats")}
@@ -172,4 +173,4 @@ def weights_for(
         ) from None
     for name in others:
         print(f"init_from: {name} is of another number of classes, and fresh")
-    return jax.tree.map(jnp.asarray, learned)
+    return learned
