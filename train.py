@@ -15,6 +15,7 @@ from absl import flags
 from lrunet_jax import train_and_evaluate
 from lrunet_jax.cli import parse_flags, run
 from lrunet_jax.output import drop_unwritten
+from lrunet_jax.train.signals import ignore_stop_signals
 
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; by default runs/DATASET-MODEL."
@@ -35,6 +36,7 @@ def main() -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
     train_and_evaluate(config, workdir, DATA_DIR.value)
+    ignore_stop_signals()
     drop_unwritten(sys.stdout)  # what it printed is in the workdir as well
 
 

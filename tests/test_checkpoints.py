@@ -1,5 +1,7 @@
 """Checkpoints hold a state as it is, whatever its fields."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import struct
 
 from lrunet_jax.errors import InputError
 from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
-from lrunet_jax.runs.restoring import read_checkpoint, restore_latest
+from lrunet_jax.runs.restoring import read_checkpoint, restore_latest, steps_in
 
 
 class State(struct.PyTreeNode):
@@ -63,6 +65,35 @@ def test_only_the_fields_that_are_wanted_are_read(directory):
     kernel = found.fields["params"]["kernel"]
     assert isinstance(kernel, np.ndarray)
     np.testing.assert_array_equal(kernel, np.full((2, 3), 3))
+
+
+def test_a_checkpoint_that_was_written_without_its_arrays_is_noticed(directory):
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, state(1), {})
+    assert checkpoints.latest_path() == directory / "1"  # it has waited
+    (directory / "1" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(OSError, match="checkpoint 1 lacks its arrays"):
+        checkpoints.save(2, state(2), {})
+    checkpoints.latest_path()
+    (directory / "2" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(OSError, match="checkpoint 2 lacks its arrays"):
+        checkpoints.close()
+
+
+def test_a_later_step_by_another_s_name_hinders_no_save(directory):
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        checkpoints.save(9, state(9), {})
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        checkpoints.save(3, state(3), {})
+    assert steps_in(directory) == [3, 9]
+
+
+def test_names_that_are_no_steps_are_none(directory):
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        checkpoints.save(9, state(9), {})
+    for name in ("0010", "10.damaged", "\u0661\u0662", "-3", "1e3"):
+        (directory / name).mkdir()
+    assert steps_in(directory) == [9]
 
 
 def test_a_leaf_that_is_not_there_is_named(directory, capsys):

@@ -159,6 +159,34 @@ def test_what_is_of_another_kind_is_named(name, run):
         go_on(run)
 
 
+@pytest.mark.parametrize("name", ["config.json", "curves.png", "lock", "tensorboard"])
+@pytest.mark.parametrize("kind", ["fifo", "a link that leads nowhere"])
+def test_what_is_neither_file_nor_directory_is_named(name, kind, tmp_path):
+    path = tmp_path / name
+    os.mkfifo(path) if kind == "fifo" else path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=f"{name} is in the way; it must be a "):
+        go_on(tmp_path)
+
+
+def test_a_lock_s_words_are_one_line(run):
+    (run / "lock").write_bytes(b"\xff\xfe\nmine\n")
+    refused = pytest.raises(InputError, match=r"in which .* mine trains")
+    with locked(run / "lock", sign=False), refused as error:
+        go_on(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lines", [5, [1], {}, [{"step": 6}], [{"step": "y"}]])
+def test_a_record_of_another_kind_in_a_checkpoint_without_a_digest(lines, run, capsys):
+    shutil.rmtree(run / "checkpoints" / "6" / "digest")
+    path = run / "checkpoints" / "6" / "record" / "metadata"
+    path.write_text(json.dumps({"lines": lines}))
+    intact = (run / "metrics.jsonl").read_bytes()
+    go_on(run)
+    assert "checkpoint 6 can't be read: " in capsys.readouterr().out
+    assert len(log_of(run)) == len(intact.splitlines())
+
+
 def test_parts_that_a_killed_run_left_are_removed(run):
     (run / "metrics.jsonl.0123456789ab.part").write_text("{")
     go_on(run)

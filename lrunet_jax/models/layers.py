@@ -53,7 +53,7 @@ def require_common_fields(model: Any) -> None:
     require(0 < width <= MAX_WIDTH, "width_mult", width, f"in (0, {MAX_WIDTH}]")
     drop = getattr(model, "drop", 0)
     # A number next to 1 is 1 in float32, in which dropout divides by the rest.
-    below_1 = bool(drop >= 0 and np.float32(drop) < 1)
+    below_1 = bool(0 <= drop < 1 and np.float32(drop) < 1)
     require(below_1, "drop", drop, "in [0, 1), in float32 too")
 
 

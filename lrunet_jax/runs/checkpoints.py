@@ -27,6 +27,7 @@ class Checkpoints:
         """Opens the directory, and makes it if need be."""
         self._directory = directory
         self._saved_at = time.monotonic()
+        self._latest: int | None = None  # that was begun
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
@@ -66,6 +67,7 @@ class Checkpoints:
           test: the metrics of `compile_evaluation`, if the state was evaluated.
         """
         self._saved_at = time.monotonic()
+        before, self._latest = self._latest, step
         fields, record = array_fields(state), {"lines": list(lines)}
         plain = {"config": config, "record": record}
         plain |= {} if test is None else {"metrics": test}
@@ -82,6 +84,7 @@ class Checkpoints:
             metrics=test,
             force=True,  # also where the name of another one is a later step
         )
+        self._require_whole(before)  # for which Orbax has waited
 
     def minutes_since_save(self) -> float:
         """The time since the last checkpoint was begun, or this object was made."""
@@ -99,8 +102,25 @@ class Checkpoints:
         return self._directory / str(step)
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until everything is written.
+
+        Raises:
+          Exception: of Orbax's many, or an OSError, if it could not be; as in `save`.
+        """
         self._manager.close()
+        self._require_whole(self._latest)
+
+    def is_whole(self, step: int) -> bool:
+        """Tells whether a step's checkpoint is there, with all its arrays.
+
+        Where a directory can't be listed, Orbax finds no arrays to put together, and
+        writes a checkpoint without them, and without a word.
+        """
+        return (self.path(step) / "state" / "manifest.ocdbt").exists()
+
+    def _require_whole(self, step):
+        if step is not None and not self.is_whole(step):
+            raise OSError(f"checkpoint {step} lacks its arrays")
 
 
 def array_fields(state: Any) -> dict[str, Any]:

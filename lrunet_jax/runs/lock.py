@@ -31,13 +31,13 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
     """
     import fcntl  # which Windows has not
 
-    with open(path, "a+") as file:
+    with open(path, "a+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)
-                holder = file.read(200).strip() or "another process"
+                holder = " ".join(file.read(200).split()) or "another process"
                 raise InputError(
                     f"workdir is {str(path.parent)!r}, in which {holder} trains; give "
                     "another --workdir, or wait for its end"

@@ -98,12 +98,14 @@ def read_lines(workdir: epath.Path) -> list[Line]:
     return lines
 
 
-def require_lines(lines: Sequence[Line]) -> None:
+def require_lines(lines: list[Line]) -> None:
     """Checks that lines are as `Record` writes them, one after the other.
 
     Raises:
       ValueError, TypeError or LookupError: that says what the first wrong one is.
     """
+    if not isinstance(lines, list):
+        raise TypeError(f"lines are a {type(lines).__name__}")
     before = -1
     for line in lines:
         numbers = dict(line)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -142,7 +143,7 @@ def steps_in(directory: epath.Path) -> list[int]:
     if not directory.exists():
         return []
     names = [path.name for path in directory.iterdir() if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdecimal())
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def require_same_leaves(target: Any, stored: Any) -> None:
@@ -169,6 +170,10 @@ def _best_step(directory):
         except DamagedError as error:
             damaged[step] = f"checkpoint {step} in {directory} can't be read: {error}"
             continue
+        except TroubleError:
+            if not path.exists():  # a run that trains has deleted it
+                continue
+            raise
         undamaged.append(step)
         if "metrics" in items:
             accuracies[accuracy_of(items["metrics"]), step] = step

@@ -62,7 +62,7 @@ class Workdir:
         with self._must_be_usable():
             self.path = epath.Path(workdir).expanduser().resolve()
             _require_writable(self.path)
-            if (self.path / "lock").is_file():
+            if os.path.isfile(self.path / "lock"):
                 with locked(self.path / "lock", sign=False):
                     self._check()
             else:
@@ -208,7 +208,8 @@ class Workdir:
         """
         for name in (*_FILES, *_DIRECTORIES):
             path, is_file = self.path / name, name in _FILES
-            if path.exists() and path.is_dir() == is_file:
+            is_right = os.path.isfile(path) if is_file else os.path.isdir(path)
+            if os.path.lexists(path) and not is_right:  # a link that leads nowhere too
                 allowed = "a file" if is_file else "a directory"
                 raise InputError(f"{path} is in the way; it must be {allowed}")
         stored = latest_items(self.path / "checkpoints").get("config")
@@ -259,11 +260,12 @@ class Workdir:
             if not self._lock_is_there():
                 self.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.path / "lock", sign=True))
-            if not saved.exists():
-                again = Checkpoints(saved.parent)
-                with contextlib.closing(again):
+            if not self.checkpoints.is_whole(self._latest[0]):
+                if saved.exists():
+                    saved.rmtree()
+                with contextlib.closing(Checkpoints(saved.parent)) as again:
                     again.save(*self._latest)
-            is_saved = saved.exists()
+            is_saved = self.checkpoints.is_whole(self._latest[0])
         step = f"step {self._latest[0]:,}, which the run has come to,"
         place = f"is saved in {saved}" if is_saved else "is not saved"
         return TroubleError(f"{message}; {step} {place}")

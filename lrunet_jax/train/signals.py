@@ -35,3 +35,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for changed, handler in usual.items():
             signal.signal(changed, handler)
+
+
+def ignore_stop_signals() -> None:
+    """Lets a process end in peace that has nothing left to stop."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

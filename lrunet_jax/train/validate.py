@@ -71,7 +71,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     )
     for field in ("momentum", "label_smoothing", "ema_decay"):
         # A number next to 1 is 1 in float32.
-        below_1 = bool(values[field] >= 0 and np.float32(values[field]) < 1)
+        below_1 = bool(0 <= values[field] < 1 and np.float32(values[field]) < 1)
         require(below_1, field, values[field], "in [0, 1), in float32 too")
     require(
         config.batch_size % num_devices == 0,
