@@ -63,9 +63,11 @@ def paper() -> ml_collections.ConfigDict:
     config.augment.rotation = 10.0  # largest angle in degrees, both ways; 0 for none
     config.augment.flip = True  # left and right, for half of the images
 
-    config.batch_size = 256  # over all devices; they must divide it
+    # Over all devices, which must divide it; no more than the training images.
+    config.batch_size = 256
     config.epochs = 300
-    config.seed = 0  # of the weights, the order of the images and their augmentation
+    # Of the weights, the order of the images and their augmentation; below 2^32.
+    config.seed = 0
 
     # SGD.
     config.learning_rate = 0.1
