@@ -29,6 +29,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import lrunet
 from lrunet_jax import cli
 from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
+from lrunet_jax.runs import trouble
 
 # Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
 # with the older emitter of fused loops, it takes a quarter of the time.
@@ -167,6 +168,12 @@ def make_run(tmp_path):
         return str(workdir)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    """No pauses before something is read once more."""
+    monkeypatch.setattr(trouble, "SECONDS_BETWEEN_TRIALS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture

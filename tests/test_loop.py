@@ -130,10 +130,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
     assert log_of(tmp_path) == log_of(workdir)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_exits_cleanly(number, undisturbed, tmp_path):
+def test_a_terminal_that_goes_away_saves_and_exits_cleanly(undisturbed, tmp_path):
     workdir, _ = undisturbed
-    status, output = start_and_stop(tmp_path, number, "--config.epochs=3")
+    status, output = start_and_stop(tmp_path, signal.SIGHUP, "--config.epochs=3")
     assert status == 0
     assert "stopped by a signal" in output
     result = run(tmp_path, "--config.epochs=3")

@@ -185,7 +185,7 @@ def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
     flags = ("--config.epochs=3", *FLAGS)
-    code, _ = start_and_stop(tmp_path, signal.SIGINT, *flags, env=AS_USERS)
+    code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags, env=AS_USERS)
     assert code == 0
     result = run(tmp_path, *flags, env=AS_USERS)
     assert result.returncode == 0, result.stderr

@@ -15,18 +15,12 @@ import pytest
 from etils import epath
 
 from lrunet_jax.errors import InputError, TroubleError
-from lrunet_jax.runs import trouble
 from lrunet_jax.runs.checkpoints import Checkpoints
 from lrunet_jax.runs.restoring import read_checkpoint, restore_latest
 
 CONFIG = {"epochs": 3, "decay_epochs": []}
 LINE = {"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5}
 STEPS = (10, 20, 30)  # the second is best
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(trouble, "SECONDS_BETWEEN_TRIALS", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")

@@ -8,20 +8,26 @@ import os
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import pytest
 from conftest import train_command
+from flax import struct
 from test_loop import TINY, log_of, tiny_config
 
-from lrunet_jax.errors import InputError
+from lrunet_jax.errors import InputError, TroubleError
 from lrunet_jax.runs import workdir as workdir_module
+from lrunet_jax.runs.checkpoints import Checkpoints
+from lrunet_jax.runs.events import Events
 from lrunet_jax.runs.lock import locked
 from lrunet_jax.runs.record import Record
+from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train import loop
 from lrunet_jax.train.loop import train_and_evaluate
 
 LINES = [
     {"step": step, "epoch": epoch, "train_loss": 1.0, "train_accuracy": 0.5}
-    for epoch, step in enumerate((23, 46), start=1)
+    for epoch, step in enumerate((3, 6), start=1)
 ]
 
 
@@ -31,10 +37,33 @@ def quick_config(**fields):
     return config
 
 
+class State(struct.PyTreeNode):
+    """As much of a training state as a workdir knows of."""
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+
+
+def state_at(step):
+    params = {"kernel": jnp.full((2, 3), step, jnp.float32)}
+    return State(jnp.asarray(step, jnp.int32), params)
+
+
+def metrics_of(accuracy):
+    return {"test_loss": 1.0, "test_accuracy": accuracy}
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """A workdir in which two epochs of three steps were trained."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    train_and_evaluate(quick_config(), str(workdir))
+    with Workdir(str(workdir), quick_config()) as run:
+        assert run.restore(state_at(0)) is None
+        run.start(0, None)
+        for line in LINES:
+            test = metrics_of(0.5)
+            run.save(state_at(line["step"]), line | test, test)
+        run.draw_curves()
     return workdir
 
 
@@ -44,13 +73,19 @@ def run(trained, tmp_path):
     return tmp_path / "run"
 
 
+def go_on(workdir):
+    """Does what a run does with its workdir that goes on."""
+    with Workdir(str(workdir), quick_config()) as run:
+        if (restored := run.restore(state_at(0))) is None:
+            run.start(0, None)
+            return 0
+        run.start(restored[0].step, restored[0].lines)
+        return restored[0].step
+
+
 def contents(directory):
     paths = pathlib.Path(directory).rglob("*")
     return {path: path.read_bytes() for path in paths if path.is_file()}
-
-
-def go_on(workdir):
-    return train_and_evaluate(quick_config(), str(workdir))
 
 
 def damaged_line(text):
@@ -104,13 +139,13 @@ def test_a_damaged_record_that_cannot_be_mended_is_named_with_its_line(
     text = "\n".join(DAMAGE[damage]([json.dumps(line) for line in LINES]))
     path.write_text(text)
     with pytest.raises(InputError, match=r"metrics.jsonl, line 2, can't be read"):
-        Record(tmp_path, step=46)
+        Record(tmp_path, step=6)
     assert path.read_text() == text
 
 
 def test_a_record_without_checkpoints_is_not_overwritten(run):
     shutil.rmtree(run / "checkpoints")
-    line = json.dumps(LINES[1] | {"step": 69, "epoch": 3})
+    line = json.dumps(LINES[1] | {"step": 9, "epoch": 3})
     with (run / "metrics.jsonl").open("a") as file:
         file.write(f"{line}\n")
     before = (run / "metrics.jsonl").read_bytes()
@@ -181,10 +216,9 @@ def test_a_record_of_another_kind_in_a_checkpoint_without_a_digest(lines, run, c
     shutil.rmtree(run / "checkpoints" / "6" / "digest")
     path = run / "checkpoints" / "6" / "record" / "metadata"
     path.write_text(json.dumps({"lines": lines}))
-    intact = (run / "metrics.jsonl").read_bytes()
-    go_on(run)
+    assert go_on(run) == 3
     assert "checkpoint 6 can't be read: " in capsys.readouterr().out
-    assert len(log_of(run)) == len(intact.splitlines())
+    assert [line["step"] for line in log_of(run)] == [3]
 
 
 def test_parts_that_a_killed_run_left_are_removed(run):
@@ -275,47 +309,48 @@ def test_a_workdir_that_is_deleted_ends_the_run_and_the_state_is_saved(
     assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("place", ["record", "events", "checkpoint", "curves"])
-def test_a_disk_that_is_full_ends_the_run_in_one_line(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (Record, "_write"),
+        (Events, "append"),
+        (Checkpoints, "save"),
+        (workdir_module, "plot_run"),
+    ],
+)
+def test_a_disk_that_is_full_ends_the_run_and_what_can_be_is_saved(
+    place, name, tmp_path, monkeypatch
+):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    owner, name = {
-        "record": (Record, "_write"),
-        "events": ("lrunet_jax.runs.events.Events", "append"),
-        "checkpoint": (workdir_module.Checkpoints, "save"),
-        "curves": (workdir_module, "plot_run"),
-    }[place]
-    in_command(tmp_path / "run", "--config.epochs=1")
-    target = f"{owner}.{name}" if isinstance(owner, str) else (owner, name)
-    if place == "record":
-        write, calls = Record._write, []
+    line = LINES[0] | metrics_of(0.5)
 
-        def later(self):
-            calls.append(0)
-            return full() if len(calls) > 1 else write(self)
+    def run_an_epoch():
+        with Workdir(str(tmp_path / "run"), quick_config()) as run:
+            run.start(0, None)
+            monkeypatch.setattr(place, name, full)
+            run.save(state_at(3), line, metrics_of(0.5))
+            run.draw_curves()
 
-        monkeypatch.setattr(Record, "_write", later)
-    elif isinstance(target, str):
-        monkeypatch.setattr(target, full)
-    else:
-        monkeypatch.setattr(*target, full)
-    result = in_command(tmp_path / "run")
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1
-    assert "can't be written: OSError: [Errno 28]" in result.stderr
-    saved = "not saved" if place == "checkpoint" else "is saved in"
-    assert saved in result.stderr
+    with pytest.raises(TroubleError, match=r"can't be written: .*Errno 28") as error:
+        run_an_epoch()
+    assert "\n" not in str(error.value)
     monkeypatch.undo()
-    assert in_command(tmp_path / "run").returncode == 0
-    assert [line["epoch"] for line in log_of(tmp_path / "run")] == [1, 2]
+    if place is Checkpoints:
+        assert str(error.value).endswith("which the run has come to, is not saved")
+        assert go_on(tmp_path / "run") == 0
+    else:
+        assert "which the run has come to, is saved in" in str(error.value)
+        assert go_on(tmp_path / "run") == 3
+        (text,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(text) == line
 
 
 @pytest.mark.slow
 def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
     """As where the latest checkpoint was still being written, and is deleted."""
-    close, calls = workdir_module.Checkpoints.close, []
+    close, calls = Checkpoints.close, []
 
     def failing(self):
         close(self)
@@ -324,7 +359,7 @@ def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
             shutil.rmtree(tmp_path / "run" / "checkpoints")
             raise ValueError("NOT_FOUND")
 
-    monkeypatch.setattr(workdir_module.Checkpoints, "close", failing)
+    monkeypatch.setattr(Checkpoints, "close", failing)
     result = in_command(tmp_path / "run")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "step 6, which the run has come to, is saved in" in result.stderr
@@ -336,7 +371,7 @@ def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
 def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
     tmp_path, monkeypatch
 ):
-    append = workdir_module.Workdir.save
+    append = Workdir.save
 
     def replaced(self, *args):
         if not taken:
@@ -346,7 +381,7 @@ def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
         append(self, *args)
 
     taken, other = [], contextlib.ExitStack()
-    monkeypatch.setattr(workdir_module.Workdir, "save", replaced)
+    monkeypatch.setattr(Workdir, "save", replaced)
     with other:
         result = in_command(tmp_path / "run")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
