@@ -13,10 +13,17 @@ def compiled(size):
     return jax.jit(lambda x: jnp.sort(x + 1)).lower(argument).compile()
 
 
-def test_a_program_takes_its_arguments_and_results_and_what_is_between():
+def test_a_program_takes_its_arguments_and_results():
     small, large = (memory.memory_taken(compiled(size)) for size in (1000, 2000))
     assert small >= 2 * 4 * 1000
     assert large - small == pytest.approx(small, rel=0.5)
+
+
+def test_what_lies_between_arguments_and_results_counts():
+    argument = jax.ShapeDtypeStruct((500,), jnp.float32)
+    square = lambda x: jnp.outer(x, x) @ jnp.outer(x, x)
+    program = jax.jit(lambda x: square(x).sum()).lower(argument).compile()
+    assert memory.memory_taken(program) >= 4 * 500**2
 
 
 def test_what_takes_more_than_there_is_is_refused_with_both_figures():
