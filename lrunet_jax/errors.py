@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+import numpy as np
+
 
 class InputError(ValueError):
     """A bad value: one line that names the field, the value and what is allowed.
@@ -22,6 +24,12 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise InputError(f"{field} is {value!r}; it must be {allowed}")
+
+
+def require_below_1(field: str, value: float) -> None:
+    """Raises an InputError unless `value` is in [0, 1), and not 1 in float32."""
+    below_1 = 0 <= value < 1 and np.float32(value) < 1
+    require(bool(below_1), field, value, "in [0, 1), in float32 too")
 
 
 def require_known(field: str, value: str, known: Iterable[str]) -> None:

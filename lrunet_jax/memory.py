@@ -50,7 +50,7 @@ def device_memory() -> int | None:
 
 
 def _machine_limits() -> Iterator[int]:
-    """What the machine has, and the limit of each cgroup that the process is in."""
+    """The machine's memory, and the limit of each cgroup that the process is in."""
     yield os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError):  # there are none but on Linux
         for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines():

@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 
 class OutputError(OSError):
@@ -68,8 +68,8 @@ def named_output() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     try:
         with (
-            contextlib.redirect_stdout(_Named(out)),  # type: ignore[type-var]
-            contextlib.redirect_stderr(_Unbreakable(err)),  # type: ignore[type-var]
+            contextlib.redirect_stdout(cast(TextIO, _Named(out))),
+            contextlib.redirect_stderr(cast(TextIO, _Unbreakable(err))),
         ):
             yield
     finally:
@@ -87,8 +87,9 @@ def unbreakable_output() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(_nowhere())
         out, err = sys.stdout or nowhere, sys.stderr or nowhere
-        stack.enter_context(contextlib.redirect_stdout(_Unbreakable(out)))  # type: ignore[type-var]
-        stack.enter_context(contextlib.redirect_stderr(_Unbreakable(err)))  # type: ignore[type-var]
+        out, err = cast(TextIO, _Unbreakable(out)), cast(TextIO, _Unbreakable(err))
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
         yield
 
 

@@ -22,6 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
@@ -89,6 +90,28 @@ def train_command(*arguments):
         return _to_the_end(
             lambda: runpy.run_path(script, run_name="__main__"), script, *arguments
         )
+
+
+def files_of(directory):
+    paths = pathlib.Path(directory).rglob("*")
+    return sorted(path for path in paths if path.is_file())
+
+
+def contents(directory):
+    """What is in the files of a directory, by their paths."""
+    return {path: path.read_bytes() for path in files_of(directory)}
+
+
+def flipped_bits(directory, count):
+    """Flips a bit of a file, `count` times in each, one after the other."""
+    rng = np.random.default_rng(0)
+    for path, content in contents(directory).items():
+        for place in rng.choice(len(content), min(len(content), count), replace=False):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << rng.integers(8)
+            path.write_bytes(bytes(flipped))
+            yield
+        path.write_bytes(content)
 
 
 def on_eight_devices() -> dict[str, str]:

@@ -5,13 +5,12 @@ import errno
 import json
 import multiprocessing
 import os
-import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import train_command
+from conftest import contents, train_command
 from flax import struct
 from test_loop import TINY, log_of, tiny_config
 
@@ -81,11 +80,6 @@ def go_on(workdir):
             return 0
         run.start(restored[0].step, restored[0].lines)
         return restored[0].step
-
-
-def contents(directory):
-    paths = pathlib.Path(directory).rglob("*")
-    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 def damaged_line(text):

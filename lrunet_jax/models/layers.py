@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from lrunet_jax import ops
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.errors import InputError, require, require_below_1
 from lrunet_jax.models.costs import Layer, layer
 
 Initializer = Callable[..., Any]
@@ -51,10 +50,7 @@ def require_common_fields(model: Any) -> None:
     require(1 <= classes <= MAX_CLASSES, "num_classes", classes, allowed)
     width = model.width_mult
     require(0 < width <= MAX_WIDTH, "width_mult", width, f"in (0, {MAX_WIDTH}]")
-    drop = getattr(model, "drop", 0)
-    # A number next to 1 is 1 in float32, in which dropout divides by the rest.
-    below_1 = bool(0 <= drop < 1 and np.float32(drop) < 1)
-    require(below_1, "drop", drop, "in [0, 1), in float32 too")
+    require_below_1("drop", getattr(model, "drop", 0))
 
 
 def channels_first(model: nn.Module, images: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lrunet_jax.runs.leaves import leaves_by_name
+
 
 def array_digests(trees: Mapping[str, Any]) -> dict[str, str]:
     """The SHA-256 of each tree of arrays, by its name.
@@ -37,15 +39,9 @@ def require_digests(stored: Mapping[str, str], found: Mapping[str, str]) -> None
             raise ValueError(f"{name} differs from its digest")
 
 
-def leaf_name(path: tuple[Any, ...]) -> str:
-    """The path of a leaf as a text: the same in memory and in Orbax's files."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _of_arrays(tree):
     total = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for name, leaf in sorted((leaf_name(path), leaf) for path, leaf in leaves):
+    for name, leaf in sorted(leaves_by_name(tree).items()):
         array = np.ascontiguousarray(leaf)
         total.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
         total.update(array.view(np.uint8).data)

@@ -16,10 +16,10 @@ from lrunet_jax.errors import InputError, TroubleError, in_one_line, require
 from lrunet_jax.runs.digest import (
     array_digests,
     json_digests,
-    leaf_name,
     require_digests,
 )
 from lrunet_jax.runs.earlier import translate
+from lrunet_jax.runs.leaves import leaf_name, leaves_by_name
 from lrunet_jax.runs.record import Line, accuracy_of, require_lines
 from lrunet_jax.runs.trouble import DamagedError, read_carefully
 from lrunet_jax.verbosity import unlogged
@@ -125,7 +125,7 @@ def read_checkpoint(
 
 
 def latest_items(directory: epath.Path) -> dict[str, Any]:
-    """What the newest checkpoint holds beside arrays, of those that can be read.
+    """The items beside arrays of the newest checkpoint, of those that can be read.
 
     `config`, `record` and `metrics`; empty if there is none.
     """
@@ -153,7 +153,7 @@ def require_same_leaves(target: Any, stored: Any) -> None:
       ValueError: that names the first leaf that differs.
     """
     form = lambda leaf: f"{leaf.dtype}{list(leaf.shape)}"
-    expected, found = _by_name(target), _by_name(stored)
+    expected, found = leaves_by_name(target), leaves_by_name(stored)
     for name in sorted(expected | found):
         wanted = form(expected[name]) if name in expected else "expected"
         there = form(found[name]) if name in found else "not there"
@@ -200,8 +200,10 @@ def _read(path, wanted, whole=False):
     config = translate(items["config"])
     fields = _restore_fields(path / "state", wanted(config), whole)
     if digests is not None:
-        wanted = {name: digests["state"].get(name) for name in fields}
-        require_digests(digests["state"] if whole else wanted, array_digests(fields))
+        stored = digests["state"]
+        if not whole:
+            stored = {name: stored.get(name) for name in fields}
+        require_digests(stored, array_digests(fields))
     return Checkpoint(
         step=int(path.name),
         fields=fields,
@@ -213,7 +215,7 @@ def _read(path, wanted, whole=False):
 
 
 def _plain_items(path):
-    """What a checkpoint holds beside arrays, and its digests; None if it has none."""
+    """The items of a checkpoint beside arrays, and its digests; None without any."""
     digests = _json(path / "digest" / "metadata")
     found = {name: _json(path / name / file) for name, file in PLAIN_FILES.items()}
     items = {name: value for name, value in found.items() if value is not None}
@@ -247,7 +249,7 @@ def _restore_fields(directory, target, whole):
     if not whole:
         stored = {name: stored.get(name, {}) for name in target}
     require_same_leaves(target, translate(stored))
-    wanted = _by_name(target)
+    wanted = leaves_by_name(target)
 
     def restore_args(path, _):
         sharding = getattr(wanted.get(leaf_name(path)), "sharding", None)
@@ -261,11 +263,6 @@ def _restore_fields(directory, target, whole):
         restore_args=jax.tree_util.tree_map_with_path(restore_args, stored),
         partial_restore=True,
     )
-    found = _by_name(translate(handler.restore(directory, args=arguments)))
+    found = leaves_by_name(translate(handler.restore(directory, args=arguments)))
     by_path = lambda path, _: found[leaf_name(path)]
     return jax.tree_util.tree_map_with_path(by_path, target)
-
-
-def _by_name(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_name(path): leaf for path, leaf in leaves}

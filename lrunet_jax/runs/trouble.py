@@ -16,7 +16,7 @@ SECONDS_BETWEEN_TRIALS = (0.5, 1.0, 2.0)
 T = TypeVar("T")
 
 # Errors of the system that speak of a path, and not of a disk that can't read it.
-_OF_PATHS = (
+OF_PATHS = (
     FileNotFoundError,
     FileExistsError,
     IsADirectoryError,
@@ -79,13 +79,13 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_trouble(error: BaseException) -> bool:
     if isinstance(error, OSError):
         # Without a number it comes from a library that found no form it knows.
-        numbered = error.errno is not None and not isinstance(error, _OF_PATHS)
+        numbered = error.errno is not None and not isinstance(error, OF_PATHS)
         return numbered or isinstance(error, TimeoutError | ConnectionError)
     return isinstance(error, MemoryError | jax.errors.JaxRuntimeError)
 
 
 def _trouble_with_files(directory: epath.Path) -> Exception | None:
-    """What fails when every file is read; all are open at once, as Orbax has them."""
+    """The error of reading every file, if any; all are open at once, as in Orbax."""
     try:
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(p.open("rb")) for p in _files(directory)]

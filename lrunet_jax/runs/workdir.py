@@ -20,19 +20,11 @@ from lrunet_jax.runs.restoring import (
     restore_latest,
     steps_in,
 )
+from lrunet_jax.runs.trouble import OF_PATHS
 from lrunet_jax.verbosity import unlogged
 
 _FILES = ("config.json", "metrics.jsonl", "curves.png", "lock")
 _DIRECTORIES = ("checkpoints", "tensorboard")
-
-# What a path does that is no workdir; other errors of the system are trouble.
-_OF_PATHS = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
 
 
 class Workdir:
@@ -104,9 +96,7 @@ class Workdir:
 
     def epochs_done(self) -> int:
         """The epochs that the newest checkpoint's record has; 0 if it has none."""
-        with self._must_be_usable():
-            items = latest_items(self.path / "checkpoints")
-        lines = items.get("record", {}).get("lines")
+        lines = self._items.get("record", {}).get("lines")
         return lines[-1]["epoch"] if lines else 0
 
     def restore(self, fresh: Any) -> tuple[Checkpoint, dict[str, tuple]] | None:
@@ -212,7 +202,8 @@ class Workdir:
             if os.path.lexists(path) and not is_right:  # a link that leads nowhere too
                 allowed = "a file" if is_file else "a directory"
                 raise InputError(f"{path} is in the way; it must be {allowed}")
-        stored = latest_items(self.path / "checkpoints").get("config")
+        self._items = latest_items(self.path / "checkpoints")
+        stored = self._items.get("config")
         try:
             if (self.path / "config.json").exists():
                 written = read_config(self.path)
@@ -234,7 +225,7 @@ class Workdir:
     def _must_be_usable(self):
         try:
             yield
-        except _OF_PATHS as error:
+        except (*OF_PATHS, PermissionError) as error:
             raise InputError(
                 f"workdir is {self._name!r}, which can't be used: {error}; it must be "
                 "a directory that can be written"

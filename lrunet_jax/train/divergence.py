@@ -1,11 +1,10 @@
-"""What went first where a run diverges."""
+"""The first value that is not finite where a run diverges."""
 
 from collections.abc import Iterable
 
-import jax
 import numpy as np
 
-from lrunet_jax.runs.digest import leaf_name
+from lrunet_jax.runs.leaves import not_finite
 from lrunet_jax.train.state import TrainState
 
 
@@ -32,16 +31,11 @@ def describe_divergence(
 
 
 def _first_not_finite(state: TrainState, names: list[str]) -> str:
-    """In the order of a step: statistics of the batch, the loss, weights."""
-    statistics, weights = map(_not_finite, (state.batch_stats, state.params))
+    """The first in the order of a step: batch statistics, the loss, weights."""
+    statistics, weights = map(not_finite, (state.batch_stats, state.params))
     for name in names:
         if name in statistics:
             return f"the statistic {name}"
     if not np.isfinite(state.metrics.loss):
         return "the loss"
     return next((f"the weight {name}" for name in names if name in weights), "")
-
-
-def _not_finite(tree) -> set[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {leaf_name(path) for path, leaf in leaves if not np.isfinite(leaf).all()}

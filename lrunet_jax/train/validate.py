@@ -5,7 +5,7 @@ import numpy as np
 
 from lrunet_jax import ops
 from lrunet_jax.data import Split, dataset_info
-from lrunet_jax.errors import InputError, require, require_known
+from lrunet_jax.errors import InputError, require, require_below_1, require_known
 from lrunet_jax.runs.config import flatten
 
 PRECISIONS = ("default", "high", "highest")
@@ -70,9 +70,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         "numbers, 0 or more, and finite in float32",
     )
     for field in ("momentum", "label_smoothing", "ema_decay"):
-        # A number next to 1 is 1 in float32.
-        below_1 = bool(0 <= values[field] < 1 and np.float32(values[field]) < 1)
-        require(below_1, field, values[field], "in [0, 1), in float32 too")
+        require_below_1(field, values[field])
     require(
         config.batch_size % num_devices == 0,
         "batch_size",

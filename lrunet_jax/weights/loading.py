@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import linen as nn
-from flax import traverse_util
 
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.programs import keep_compiled_programs
+from lrunet_jax.runs.leaves import not_finite
 from lrunet_jax.runs.restoring import require_same_leaves
 from lrunet_jax.weights import published
 from lrunet_jax.weights.converted import is_converted, open_converted, save_converted
@@ -69,9 +69,8 @@ def open_model(
     """
     stored = _open(path, step)
     if not allow_nonfinite:
-        for name, leaf in traverse_util.flatten_dict(stored.variables, sep="/").items():
-            if not np.isfinite(leaf).all():
-                raise InputError(f"{name} in {path} is not finite; weights must be")
+        for name in not_finite(stored.variables):
+            raise InputError(f"{name} in {path} is not finite; weights must be")
     return stored
 
 
