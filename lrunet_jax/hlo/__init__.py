@@ -1,0 +1,5 @@
+"""What a compiled program does, counted in its text."""
+
+from lrunet_jax.hlo.counts import Counts, count, count_step
+
+__all__ = ["Counts", "count", "count_step"]
