@@ -6,11 +6,37 @@ import re
 
 from lrunet_jax.hlo.text import Computation, Instruction, numbers
 
-_ELEMENTWISE = set(
-    "abs add atan2 cbrt ceil cosine divide erf exponential exponential-minus-one floor "
-    "log log-plus-one logistic maximum minimum multiply negate power remainder "
-    "round-nearest-afz round-nearest-even rsqrt sign sine sqrt subtract tan tanh".split()
-)
+_ELEMENTWISE = {
+    "abs",
+    "add",
+    "atan2",
+    "cbrt",
+    "ceil",
+    "cosine",
+    "divide",
+    "erf",
+    "exponential",
+    "exponential-minus-one",
+    "floor",
+    "log",
+    "log-plus-one",
+    "logistic",
+    "maximum",
+    "minimum",
+    "multiply",
+    "negate",
+    "power",
+    "remainder",
+    "round-nearest-afz",
+    "round-nearest-even",
+    "rsqrt",
+    "sign",
+    "sine",
+    "sqrt",
+    "subtract",
+    "tan",
+    "tanh",
+}
 
 
 def flops(computation: Computation, instruction: Instruction) -> int:
@@ -49,7 +75,7 @@ def _product(instruction, operands, contracting):
 
 
 def _convolution(instruction, operands):
-    image, kernel, result = (*operands[:2], instruction)
+    image, kernel, result = operands[0], operands[1], instruction
     # cuDNN's gradients are described as the convolution that they are gradients of.
     if "BackwardInput" in instruction.target:
         image, result = result, image
@@ -63,13 +89,13 @@ def _convolution(instruction, operands):
     total = sizes["b"] * sizes["f"] * kernel.dims[of_kernel.index("i")]
     defaults = {"stride": 1, "pad": (0, 0), "lhs_dilate": 1, "rhs_dilate": 1}
     for place, size in enumerate(_window(instruction, "size")):
-        stride, pad, image_step, kernel_step = (
+        stride, (pad, _), image_step, kernel_step = (
             (_window(instruction, field) or {place: default})[place]
             for field, default in defaults.items()
         )
         length = image.dims[of_image.index(str(place))]
         total *= _meetings(
-            length, size, sizes[str(place)], stride, pad[0], image_step, kernel_step
+            length, size, sizes[str(place)], stride, pad, image_step, kernel_step
         )
     return 2 * total
 

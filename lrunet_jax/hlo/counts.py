@@ -10,19 +10,38 @@ from lrunet_jax.hlo.text import Instruction, Program, parse
 from lrunet_jax.hlo.traffic import traffic
 from lrunet_jax.hlo.trips import trips
 
-_FREE = set(
-    "add-dependency after-all bitcast constant get-tuple-element iota opt-barrier "
-    "parameter tuple".split()
-)
+_FREE = {
+    "add-dependency",
+    "after-all",
+    "bitcast",
+    "constant",
+    "get-tuple-element",
+    "iota",
+    "opt-barrier",
+    "parameter",
+    "tuple",
+}
 _FREE_TARGETS = {"AllocateBuffer", "AssumeGatherIndicesInBound"}  # on TPU
-_COLLECTIVES = set(
-    "all-gather all-reduce all-to-all collective-broadcast collective-permute "
-    "ragged-all-to-all reduce-scatter".split()
-)
+_COLLECTIVES = {
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+}
 # What an op_name holds beside the names of modules and scopes.
-_STRUCTURE = set(
-    "body branch checkpoint closed_call cond rematted_computation shard_map while".split()
-)
+_STRUCTURE = {
+    "body",
+    "branch",
+    "checkpoint",
+    "closed_call",
+    "cond",
+    "rematted_computation",
+    "shard_map",
+    "while",
+}
 
 
 @dataclasses.dataclass(frozen=True)
