@@ -94,7 +94,6 @@ def get_topology(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     number = int(shape) if re.fullmatch(r"[1-9]\d{0,3}", shape) else 0
-    jax.config.update("jax_platforms", "cpu")
     if kind in _TPU_CHIPS and shape in _TPU_SHAPES:
         return _tpu(name, *_TPU_CHIPS[kind])
     if kind == "h100" and 1 <= number <= _MAX_GPUS:
@@ -141,6 +140,7 @@ def _h100(name, number):
 
 
 def _cpu(name, number):
+    jax.config.update("jax_platforms", "cpu")
     with contextlib.suppress(RuntimeError):  # too late; there may be enough
         jax.config.update("jax_num_cpu_devices", number)
     devices = jax.devices("cpu")
@@ -153,6 +153,7 @@ def _cpu(name, number):
 
 
 def _described(name, described, **arguments):
+    jax.config.update("jax_platforms", "cpu")
     try:
         return topologies.get_topology_desc(described, **arguments).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:

@@ -19,6 +19,8 @@ ORDER = [
     "output",
     "programs",
     "memory",
+    "topologies",
+    "hlo",
     "verbosity",
     "ops",
     "models",
