@@ -149,11 +149,12 @@ def test_programs_are_compiled_for_tpus_that_are_not_here(
 def test_programs_are_compiled_for_gpus_that_are_not_here(devices):
     result = compiled_for(f"h100:{devices}")
     assert 79e9 < result.pop("memory") < 86e9
+    # It adds the parts of a product that it splits.
+    assert PRODUCTS <= result.pop("flops") < 1.01 * PRODUCTS
     assert result == {
         "chip": "NVIDIA H100 80GB",
         "platform": "cuda",
         "devices": devices,
-        "flops": PRODUCTS,
         "has_cycles": False,
         "backend": "cpu",
     }
