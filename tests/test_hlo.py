@@ -233,6 +233,39 @@ def test_a_product_of_cublas_counts():
 # As libtpu 0.0.42 writes for a v5e, shortened. The inner loop's counter begins at what
 # the outer loop carries, and its trips are noted nowhere.
 TPU = (ROOT / "tests/hlo/tpu.txt").read_text()
+PIECES = """
+%start (p: f32[4,8]) -> (f32[4,8], f32[32,8], u32[]) {
+  %p = f32[4,8]{1,0} parameter(0)
+  %all-gather = f32[32,8]{1,0} all-gather(%p), channel_id=8, dimensions={0}
+  ROOT %r = (f32[4,8]{1,0}, f32[32,8]{1,0}, u32[]) custom-call(%all-gather), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%end (p.1: f32[4,8], q: f32[32,8]) -> f32[32,8] {
+  %p.1 = f32[4,8]{1,0} parameter(0)
+  %q = f32[32,8]{1,0} parameter(1)
+  %all-gather.1 = f32[32,8]{1,0} all-gather(%p.1), channel_id=8, dimensions={0}
+  ROOT %r.1 = f32[32,8]{1,0} custom-call(%p.1, %q, %all-gather.1), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (x: f32[4,8]) -> f32[32,8] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %started = (f32[4,8]{1,0}, f32[32,8]{1,0}, u32[]) fusion(%x), kind=kCustom, \
+calls=%start
+  %y = f32[4,8]{1,0} get-tuple-element(%started), index=0
+  %z = f32[32,8]{1,0} get-tuple-element(%started), index=1
+  ROOT %ended = f32[32,8]{1,0} fusion(%y, %z), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_that_a_tpu_does_in_pieces_counts_once():
+    counts = hlo.count(PIECES)
+    assert counts.collectives == {"all-gather": {"count": 1, "bytes": 32 * 8 * 4}}
+    assert counts.kernels == 1
+
+
 TRIPS = len(range(2, 11, 3))
 
 

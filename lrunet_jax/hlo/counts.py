@@ -21,7 +21,12 @@ _FREE = {
     "parameter",
     "tuple",
 }
-_FREE_TARGETS = {"AllocateBuffer", "AssumeGatherIndicesInBound"}  # on TPU
+_FREE_TARGETS = {  # on TPU
+    "AllocateBuffer",
+    "AssumeGatherIndicesInBound",
+    "AsyncCollectiveDone",
+    "ConcatBitcast",
+}
 _COLLECTIVES = {
     "all-gather",
     "all-reduce",
@@ -111,16 +116,22 @@ def _counts(program, name):
     kernels = moved = arithmetic = 0
     collectives: dict[str, dict[str, int]] = {}
     cycles: collections.Counter[str] = collections.Counter()
+    channels = set()
     for times, at, operation in _executed(program, name):
         if estimate := operation.find(r'"estimated_cycles":"(\d+)"'):
             cycles[_module(operation)] += times * int(estimate)
-        if _is_free(operation):
+        if _is_free(program, operation):
             continue
         kernels += times
         moved += times * traffic(program, at, operation)
         for inner, part in _parts(program, at, operation):
             arithmetic += times * flops(program.computations[inner], part)
             if part.opcode in _COLLECTIVES:
+                # On TPU the fusions that start it, go on with it and end it all hold it.
+                channel = part.find(r"channel_id=(\d+)")
+                if part is not operation and channel in channels:
+                    continue
+                channels.add(channel)
                 kind = collectives.setdefault(part.opcode, {"count": 0, "bytes": 0})
                 kind["count"] += times
                 kind["bytes"] += times * _contributed(program.computations[inner], part)
@@ -148,7 +159,7 @@ def _all_traffic(program, executed):
     return sum(
         times * traffic(program, name, operation)
         for times, name, operation in executed
-        if not _is_free(operation)
+        if not _is_free(program, operation)
     )
 
 
@@ -170,12 +181,15 @@ def _parts(program, name, operation):
         yield from _parts(program, inner, part)
 
 
-def _is_free(instruction):
+def _is_free(program, instruction):
     """Whether nothing is launched; of an asynchronous pair its start is."""
+    root = instruction
+    if instruction.opcode == "fusion":
+        root = program.root(instruction.called("calls"))
     return (
         instruction.opcode in _FREE
         or instruction.opcode.endswith(("-done", "-update"))
-        or instruction.target in _FREE_TARGETS
+        or root.target in _FREE_TARGETS
     )
 
 
