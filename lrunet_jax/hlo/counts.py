@@ -127,7 +127,7 @@ def _counts(program, name):
         for inner, part in _parts(program, at, operation):
             arithmetic += times * flops(program.computations[inner], part)
             if part.opcode in _COLLECTIVES:
-                # On TPU the fusions that start it, go on with it and end it all hold it.
+                # On TPU the fusions that start it, go on with it and end it hold it.
                 channel = part.find(r"channel_id=(\d+)")
                 if part is not operation and channel in channels:
                     continue
