@@ -15,7 +15,7 @@ from jax import lax
 
 from lrunet_jax import data
 from lrunet_jax.memory import memory_taken, require_memory
-from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import make_train_call
@@ -50,20 +50,20 @@ def our_workload(
       step's program: `compile_seconds` and `temp_bytes`.
     """
     mesh = make_mesh()
-    replicated, _ = data_shardings(mesh)
+    on_all = replicated(mesh)
     batch_size, *image_shape = split.images.shape
     tx = create_optimizer(lambda epoch: 0.1)
     state = create_train_state(
         model, tx, jax.random.key(0), tuple(image_shape), num_images=batch_size
     )
-    state = jax.device_put(state, replicated)
+    state = jax.device_put(state, on_all)
     variables = jax.tree.map(np.asarray, state.learned())
-    split = jax.device_put(split, replicated)
-    key = jax.device_put(jax.random.key(0), replicated)
-    augment = data.make_augment(size=CROP, padding=4, rotation=10.0, flip=True)
+    split = jax.device_put(split, on_all)
+    key = jax.device_put(jax.random.key(0), on_all)
+    augmentation = data.Augmentation(size=CROP, padding=4, rotation=10.0, flip=True)
     batches = jnp.tile(jnp.arange(batch_size, dtype=jnp.int32), (MAX_COUNT, 1))
-    batches = jax.device_put(batches, replicated)
-    lowered = make_train_call(augment, mesh, dtype).lower(
+    batches = jax.device_put(batches, on_all)
+    lowered = make_train_call(augmentation, mesh, dtype).lower(
         state, split, batches, 0, 1, key
     )
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def our_workload(
         state = program(state, split, batches, 0, count, key)
         jax.block_until_ready(state.step)
 
-    on_device = jax.device_put(variables, replicated)
+    on_device = jax.device_put(variables, on_all)
     images = data.to_float(split.images, dtype)
     two_batches = jnp.stack([images, images[::-1]])  # no trip repeats the one before
     logits = jnp.zeros((batch_size, model.num_classes), dtype)

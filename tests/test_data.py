@@ -16,6 +16,10 @@ from lrunet_jax.data.augment import Transforms, fixed_point_rotations, transform
 from lrunet_jax.errors import InputError
 
 
+def augmented(augmentation, key, images):
+    return augmentation.apply(images, augmentation.draw(key, images.shape))
+
+
 def test_digits_are_whole_and_the_same_every_time():
     train, test = (data.load_split("digits", split) for split in ("train", "test"))
     assert train.images.shape == (1437, 32, 32, 1)
@@ -159,16 +163,16 @@ def test_fashion_mnist_s_28_to_36_to_32_is_pil_s(lowering):
 
 def test_augmentation_turned_off_is_the_identity():
     images = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3), np.uint8)
-    augment = data.make_augment(size=32, padding=0, rotation=0.0, flip=False)
-    np.testing.assert_array_equal(augment(jax.random.key(0), images), images)
+    augment = data.Augmentation(size=32, padding=0, rotation=0.0, flip=False)
+    np.testing.assert_array_equal(augmented(augment, jax.random.key(0), images), images)
 
 
 def test_crops_and_flips_are_uniform():
     # One bright pixel shows where the crop began; angle 0 keeps it in place.
     images = np.zeros((4000, 8, 8, 1), np.uint8)
     images[:, 3, 2] = 255
-    augment = data.make_augment(size=8, padding=1, rotation=0.0, flip=True)
-    out = np.asarray(augment(jax.random.key(0), images))[..., 0]
+    augment = data.Augmentation(size=8, padding=1, rotation=0.0, flip=True)
+    out = np.asarray(augmented(augment, jax.random.key(0), images))[..., 0]
     _, rows, columns = np.nonzero(out)
     assert len(rows) == 4000
     # Three rows; three columns, mirrored in half of the images.
@@ -181,10 +185,10 @@ def test_angles_are_uniform_within_ten_degrees():
     # A pixel 100 right of the centre moves down by 100 sin(angle).
     images = np.zeros((4000, 256, 256, 1), np.uint8)
     images[:, 128:131, 228:231] = 255
-    augment = data.make_augment(size=256, padding=0, rotation=10.0, flip=False)
+    augment = data.Augmentation(size=256, padding=0, rotation=10.0, flip=False)
     batches = np.split(images, 20)
     keys = jax.random.split(jax.random.key(0), 20)
-    augment = jax.jit(augment)
+    augment = jax.jit(functools.partial(augmented, augment))
     rows = [
         np.asarray(augment(*pair))[..., 0] for pair in zip(keys, batches, strict=True)
     ]
@@ -199,8 +203,10 @@ def test_angles_are_uniform_within_ten_degrees():
 
 def test_augmentation_depends_on_the_key_alone():
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
-    augment = data.make_augment(size=32, padding=4, rotation=10.0, flip=True)
-    one, again, other = (augment(jax.random.key(k), images) for k in (1, 1, 2))
+    augment = data.Augmentation(size=32, padding=4, rotation=10.0, flip=True)
+    one, again, other = (
+        augmented(augment, jax.random.key(k), images) for k in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
 

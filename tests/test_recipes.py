@@ -21,7 +21,7 @@ from test_loop import (
 import lrunet_jax
 from lrunet_jax import create_model, data, list_models
 from lrunet_jax.errors import InputError
-from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.loop import train_and_evaluate
 from lrunet_jax.train.optim import create_optimizer
@@ -110,7 +110,7 @@ def test_images_are_normalised_by_the_statistics_in_the_variables(name):
 
 def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
     split = data.Split(np.zeros((16, 16, 16, 1), np.uint8), np.zeros(16, np.int32))
-    augment = data.make_augment(size=16, padding=0, rotation=0.0, flip=False)
+    augment = data.Augmentation(size=16, padding=0, rotation=0.0, flip=False)
     state, key = small_state(), jax.random.key(0)
     batches = np.arange(16, dtype=np.int32)[None]
     jaxpr = {
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_bits(name, dtype):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (18, 16, 16, 1), np.uint8)
     split = data.Split(images, rng.integers(0, 5, 18).astype(np.int32))
-    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    augment = data.Augmentation(size=16, padding=2, rotation=10.0, flip=True)
     fields = {} if name.startswith("shuffle") else {"drop": 0.3}
     fields |= {"width_mult": 0.125, "layer_reuse": 2} if name == "lrunet" else {}
     model = create_model(name, num_classes=5, **({"width_mult": 0.25} | fields))
@@ -157,7 +157,7 @@ def test_the_same_seed_gives_the_same_bits(name, dtype):
         targets=make_targets(5, 0.1, 0.2),
         ema_decay=0.9,
     )
-    state, split = jax.device_put((state, split), data_shardings(make_mesh())[0])
+    state, split = jax.device_put((state, split), replicated(make_mesh()))
     steps = EpochLoop(state, split, augment, make_mesh(), 6, 3, dtype)
 
     def train():

@@ -124,7 +124,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch():
 def test_calls_may_begin_and_end_anywhere():
     split = random_split(24)
     mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
-    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    augment = data.Augmentation(size=16, padding=2, rotation=10.0, flip=True)
     call = make_train_call(augment, mesh)
     batches, key = np.arange(24, dtype=np.int32).reshape(6, 4), jax.random.key(3)
     whole = call(small_state(drop=0.5), split, batches, 0, 6, key)
@@ -144,7 +144,7 @@ jax.config.update("jax_enable_x64", True)
 sys.path.insert(0, "tests")
 from test_step import random_split, small_state
 from lrunet_jax import data
-from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.devices import replicated
 from lrunet_jax.train.evaluation import make_eval_call
 from lrunet_jax.train.step import make_train_call
 
@@ -157,9 +157,8 @@ def run(count):
     mesh = jax.make_mesh(
         (count,), ("data",), (AxisType.Auto,), devices=jax.devices()[:count]
     )
-    replicated, _ = data_shardings(mesh)
-    put = lambda tree: jax.device_put(tree, replicated)
-    augment = data.make_augment(size=16, padding=2, rotation=10.0, flip=True)
+    put = lambda tree: jax.device_put(tree, replicated(mesh))
+    augment = data.Augmentation(size=16, padding=2, rotation=10.0, flip=True)
     call = make_train_call(augment, mesh, "float64")
     state, split = put(double(small_state(drop=0.5))), put(random_split(38))
     full, tail = data.train_batches(np.arange(38, dtype=np.int32), 16)

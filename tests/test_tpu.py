@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from configs import lrunet
 from lrunet_jax import create_model, data, ops
-from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.devices import replicated
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.step import make_train_call
@@ -48,12 +48,11 @@ def compiled_step(mesh, layer_reuse, lowering):
     batches = jax.ShapeDtypeStruct((234, 256), "int32")
     bound = jax.ShapeDtypeStruct((), "int32")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    replicated, _ = data_shardings(mesh)
     arguments = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
         (state, split, batches, bound, bound, key),
     )
-    call = make_train_call(data.make_augment(**config.augment), mesh, "bfloat16")
+    call = make_train_call(data.Augmentation(**config.augment), mesh, "bfloat16")
     with ops.lowering(lowering):
         return call.lower(*arguments).compile().as_text()
 

@@ -1,6 +1,6 @@
 """Data sets, their augmentation, and the order in which images are seen."""
 
-from lrunet_jax.data.augment import make_augment
+from lrunet_jax.data.augment import Augmentation
 from lrunet_jax.data.batches import (
     epoch_order,
     eval_batches,
@@ -12,6 +12,7 @@ from lrunet_jax.data.pixels import input_stats, to_float
 from lrunet_jax.data.sources import Split, load_split
 
 __all__ = [
+    "Augmentation",
     "DatasetInfo",
     "Split",
     "dataset_info",
@@ -20,7 +21,6 @@ __all__ = [
     "input_stats",
     "last_batch_size",
     "load_split",
-    "make_augment",
     "to_float",
     "train_batches",
 ]

@@ -1,7 +1,7 @@
 """Random crop, rotation and flip, as PIL computes them, in one pass over a batch."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,42 +29,47 @@ class Transforms(NamedTuple):
     flip: jax.Array
 
 
-def make_augment(
-    *, size: int, padding: int, rotation: float, flip: bool
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The augmentation of a recipe, as a function of a key and images.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """The augmentation of a recipe. As the original: crop, then rotate, then flip.
 
-    As the original: crop, then rotate, then flip.
-
-    Args:
+    Attributes:
       size: height and width of the crop, in pixels.
       padding: zeros around the image before the crop, in pixels; the crop's offset is
         uniform. With 0, and the size of the image itself, nothing is cropped.
       rotation: the largest angle in degrees, drawn uniformly in both directions; 0
         turns it off.
       flip: whether half of the images are flipped.
-
-    Returns:
-      (key, images (B, H, W, channels) uint8) -> (B, size, size, channels) uint8.
     """
-    # Midpoints of equal steps: no angle twice, and none but 0 for a rotation of 0.
-    angles = rotation * ((np.arange(ANGLES) + 0.5) * (2 / ANGLES) - 1)
-    table = fixed_point_rotations(angles, size)
+
+    size: int
+    padding: int
+    rotation: float
+    flip: bool
 
     @jax.named_scope("augment")
-    def augment(key: jax.Array, images: jax.Array) -> jax.Array:
-        batch, height, width, _ = images.shape
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Transforms:
+        """Draws the transforms of images (B, H, W, channels), by a key."""
+        batch, height, width, _ = shape
         keys = jax.random.split(key, 4)
         integers = functools.partial(jax.random.randint, shape=(batch,), minval=0)
-        transforms = Transforms(
-            integers(keys[0], maxval=height + 2 * padding - size + 1),
-            integers(keys[1], maxval=width + 2 * padding - size + 1),
-            jnp.asarray(table)[integers(keys[2], maxval=ANGLES)],
-            integers(keys[3], maxval=2) < int(flip),
+        return Transforms(
+            integers(keys[0], maxval=height + 2 * self.padding - self.size + 1),
+            integers(keys[1], maxval=width + 2 * self.padding - self.size + 1),
+            jnp.asarray(self._rotations)[integers(keys[2], maxval=ANGLES)],
+            integers(keys[3], maxval=2) < int(self.flip),
         )
-        return transform(images, transforms, size=size, padding=padding)
 
-    return augment
+    @jax.named_scope("augment")
+    def apply(self, images: jax.Array, transforms: Transforms) -> jax.Array:
+        """Maps images (B, H, W, channels) uint8 to (B, size, size, channels) uint8."""
+        return transform(images, transforms, size=self.size, padding=self.padding)
+
+    @functools.cached_property
+    def _rotations(self):
+        # Midpoints of equal steps: no angle twice, and none but 0 for a rotation of 0.
+        angles = self.rotation * ((np.arange(ANGLES) + 0.5) * (2 / ANGLES) - 1)
+        return fixed_point_rotations(angles, self.size)
 
 
 def transform(

@@ -196,6 +196,19 @@ class Linear(KernelLayer):
         return [layer(self.path, self.variables["params"], out.shape[1:])]
 
 
+class Dropout(nn.Module):
+    """Dropout by the rng `dropout`, of the same values on any number of devices."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Sets values of x (..., B) to 0 in training, and scales up the others."""
+        if not train or self.rate == 0:
+            return x
+        return ops.dropout(x, self.make_rng("dropout"), self.rate)
+
+
 class BatchNorm(nn.Module):
     """Batch normalisation with PyTorch's running statistics.
 

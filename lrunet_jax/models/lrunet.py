@@ -13,6 +13,7 @@ from lrunet_jax.models.costs import Layer, layer
 from lrunet_jax.models.layers import (
     BatchNorm,
     Conv,
+    Dropout,
     Kernel,
     Pointwise,
     channels_first,
@@ -86,7 +87,7 @@ class LruNet(nn.Module):
         x = ops.max_pool(x)
         x = Pointwise(4 * width, GROUPS, name="classifier_0")(x)
         x = ops.relu(BatchNorm(4 * width, name="classifier_1")(x, train=train))
-        x = nn.Dropout(self.drop, deterministic=not train, name="classifier_3")(x)
+        x = Dropout(self.drop, name="classifier_3")(x, train=train)
         x = Pointwise(self.num_classes, use_bias=True, name="classifier_4")(x)
         return jnp.mean(ops.relu(x), axis=(1, 2)).T  # ReLU: a quirk of the original
 

@@ -10,6 +10,7 @@ from lrunet_jax.models.layers import (
     BatchNorm,
     Conv,
     Depthwise,
+    Dropout,
     Linear,
     Pointwise,
     channels_first,
@@ -70,7 +71,7 @@ class MobileNet(nn.Module):
                     name=f"features_{number}",
                 )(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
-        x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
+        x = Dropout(self.drop, name="classifier_0")(x, train=train)
         return Linear(self.num_classes, name="classifier_1")(x)
 
 

@@ -10,6 +10,7 @@ from lrunet_jax.models.layers import (
     BatchNorm,
     Conv,
     Depthwise,
+    Dropout,
     Linear,
     Pointwise,
     channels_first,
@@ -83,7 +84,7 @@ class MobileNetV2(nn.Module):
         x = Pointwise(width, name="features_18_0")(x)
         x = ops.relu6(BatchNorm(width, name="features_18_1")(x, train=train))
         x = jnp.mean(x, axis=(1, 2))
-        x = nn.Dropout(self.drop, deterministic=not train, name="classifier_0")(x)
+        x = Dropout(self.drop, name="classifier_0")(x, train=train)
         return Linear(
             self.num_classes,
             kernel_init=nn.initializers.normal(0.01),

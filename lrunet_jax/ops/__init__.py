@@ -9,10 +9,12 @@ backend's compiler, its lowering, follows from the platform or from a context:
 """
 
 from lrunet_jax.ops.avg_pool import avg_pool
+from lrunet_jax.ops.batch_axis import batch_axis, over_batch, own_share
 from lrunet_jax.ops.batch_norm import Moments, Norm, batch_norm
 from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
+from lrunet_jax.ops.dropout import dropout
 from lrunet_jax.ops.lowerings import LOWERINGS, lowering, resolve
 from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
@@ -29,15 +31,19 @@ __all__ = [
     "ReuseCarry",
     "ReuseWeights",
     "avg_pool",
+    "batch_axis",
     "batch_norm",
     "begin_reuse",
     "channel_shuffle",
     "conv",
     "depthwise",
+    "dropout",
     "end_reuse",
     "lowering",
     "materialise",
     "max_pool",
+    "over_batch",
+    "own_share",
     "pointwise",
     "relu",
     "relu6",

@@ -6,11 +6,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
+from lrunet_jax.ops.batch_axis import (
+    BatchAxis,
+    mean_over_devices,
+    resolve_axis,
+    whole_count,
+)
 from lrunet_jax.ops.lowerings import resolve
 from lrunet_jax.ops.materialise import materialise
 
 EPSILON = 1e-5  # as the original
+KEPT = "moments"  # the name by which `jax.checkpoint` keeps the moments of a batch
 
 
 class Moments(NamedTuple):
@@ -51,54 +59,68 @@ def batch_norm(
     """
     if norm.running is not None:
         return normalise(x, norm.scale, norm.bias, norm.running), None
-    return normalise_by_batch(x, norm, resolve(lowering))
+    return normalise_by_batch(x, norm, resolve(lowering), resolve_axis())
 
 
 def normalise_by_batch(
-    x: jax.Array, norm: Norm, lowering: str
+    x: jax.Array, norm: Norm, lowering: str, axis: BatchAxis | None
 ) -> tuple[jax.Array, Moments]:
-    """Does what `batch_norm` does with the batch's own moments, in a given lowering."""
+    """Does what `batch_norm` does with the batch's own moments.
+
+    In a given lowering, and over the devices of an axis.
+    """
     x = materialise(x, lowering=lowering)
-    out, moments = _batch_norm(x, norm.scale, norm.bias, lowering)
-    return out, unbiased(moments, x[0].size)
+    out, moments = _batch_norm(x, norm.scale, norm.bias, lowering, axis)
+    return out, unbiased(moments, whole_count(x[0].size, axis))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _batch_norm(x, scale, bias, lowering):
-    return _forward(x, scale, bias, lowering)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(x, scale, bias, lowering, axis):
+    return _forward(x, scale, bias, lowering, axis)[0]
 
 
-def _forward(x, scale, bias, lowering):
-    moments = batch_moments(x)
+def _forward(x, scale, bias, lowering, axis):
+    moments = batch_moments(x, axis)
     return (normalise(x, scale, bias, moments), moments), (x, scale, bias, moments)
 
 
-def _backward(lowering, residuals, gradients):
+def _backward(lowering, axis, residuals, gradients):
     # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
     x, scale, bias, moments = residuals
     grad = gradients[0].astype(moments.mean.dtype)
     # Together, or `normal` is computed at the end of the forward pass and kept.
     x, grad = materialise((x, grad), lowering=lowering)
     normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
-    mean_grad = jnp.mean(grad, axis=(1, 2, 3))
-    mean_grad_normal = jnp.mean(grad * normal, axis=(1, 2, 3))
+    own = channel_mean(grad), channel_mean(grad * normal)
+    mean_grad, mean_grad_normal = mean_over_devices(own, axis)
     grad_x = grad - per_channel(mean_grad) - normal * per_channel(mean_grad_normal)
     grad_x = grad_x * per_channel(scale * rsqrt(moments))
-    grads = grad_x, mean_grad_normal * x[0].size, mean_grad * x[0].size
+    grad_bias, grad_scale = (mean * x[0].size for mean in own)
+    grads = grad_x, grad_scale, grad_bias
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
 
 
 _batch_norm.defvjp(_forward, _backward)
 
 
-def batch_moments(x: jax.Array) -> Moments:
-    """The moments of x (C, H, W, B) over all but the channels; biased variance."""
+def batch_moments(x: jax.Array, axis: BatchAxis | None) -> Moments:
+    """The moments of x (C, H, W, B) over all but the channels; biased variance.
+
+    Those of the whole batch, and kept for the backward pass where x is computed again:
+    two reductions over the devices of `axis`.
+    """
     # Two passes: in float32, E[x^2] - E[x]^2 loses everything where the mean is a
     # thousand standard deviations.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = jnp.mean(x, axis=(1, 2, 3))
-    variance = jnp.mean(jnp.square(x - per_channel(mean)), axis=(1, 2, 3))
-    return Moments(mean, variance)
+    mean = mean_over_devices(channel_mean(x), axis)
+    centred = x - per_channel(mean)
+    variance = mean_over_devices(channel_mean(jnp.square(centred)), axis)
+    return checkpoint_name(Moments(mean, variance), KEPT)
+
+
+def channel_mean(x: jax.Array) -> jax.Array:
+    """The mean of each channel of x (C, H, W, B), (C,)."""
+    return jnp.mean(x, axis=(1, 2, 3))
 
 
 def normalise(

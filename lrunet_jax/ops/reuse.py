@@ -14,6 +14,7 @@ import jax
 from flax import struct
 
 from lrunet_jax.ops import reuse_cpu, reuse_tpu, reuse_xla
+from lrunet_jax.ops.batch_axis import BatchAxis, resolve_axis
 from lrunet_jax.ops.lowerings import resolve
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights
 
@@ -26,10 +27,12 @@ class ReuseCarry(struct.PyTreeNode):
     Attributes:
       arrays: the channels, in a form that the lowering chooses.
       lowering: in which the whole block is written.
+      axis: of the devices that share the batch, if several do.
     """
 
     arrays: Any
     lowering: str = struct.field(pytree_node=False)
+    axis: BatchAxis | None = struct.field(pytree_node=False)
 
 
 def begin_reuse(x: jax.Array, *, lowering: str | None = None) -> ReuseCarry:
@@ -40,7 +43,7 @@ def begin_reuse(x: jax.Array, *, lowering: str | None = None) -> ReuseCarry:
       lowering: `auto` or one of `LOWERINGS`; by default that of `ops.lowering`.
     """
     lowering = resolve(lowering)
-    return ReuseCarry(_LOWERINGS[lowering].begin(x), lowering)
+    return ReuseCarry(_LOWERINGS[lowering].begin(x), lowering, resolve_axis())
 
 
 def reuse(
@@ -53,8 +56,8 @@ def reuse(
       batch's moments at both norms, as `batch_norm` returns them.
     """
     iterate = _LOWERINGS[carry.lowering].iterate
-    arrays, moments = iterate(carry.arrays, weights)
-    return ReuseCarry(arrays, carry.lowering), moments
+    arrays, moments = iterate(carry.arrays, weights, carry.axis)
+    return carry.replace(arrays=arrays), moments
 
 
 def end_reuse(carry: ReuseCarry) -> jax.Array:

@@ -22,15 +22,19 @@ then cost no pass over the data:
 gz h^T is the product that the gradient of P needs as well.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops import reuse_xla
+from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_devices, whole_count
 from lrunet_jax.ops.batch_norm import (
     Moments,
     Norm,
     batch_moments,
+    channel_mean,
     normalise,
     per_channel,
     rsqrt,
@@ -54,16 +58,16 @@ __all__ = ["begin", "end", "iterate"]
 
 
 def iterate(
-    x: jax.Array, weights: ReuseWeights
+    x: jax.Array, weights: ReuseWeights, axis: BatchAxis | None
 ) -> tuple[jax.Array, ReuseMoments | None]:
     """Does what `ops.reuse` does, to x (C, H, W, B)."""
     if x.shape[0] % (2 * weights.groups):
         # A group has not as many channels of the first half as of the second.
-        return reuse_xla.iterate(x, weights, "cpu")
+        return reuse_xla.iterate(x, weights, axis, "cpu")
     if weights.dw_norm.running is not None:
         return _folded_iteration(x, weights), None
-    out, moments = _iteration(x, weights)
-    count = x[0].size
+    out, moments = _iteration(x, weights, axis)
+    count = whole_count(x[0].size, axis)
     return out, ReuseMoments(
         dw=unbiased(moments.dw, count), pw=unbiased(moments.pw, count)
     )
@@ -84,22 +88,22 @@ def _folded_iteration(x, weights):
     return merge(lax.map(group, args))
 
 
-@jax.custom_vjp
-def _iteration(x, weights):
-    return _forward(x, weights)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _iteration(x, weights, axis):
+    return _forward(x, weights, axis)[0]
 
 
-def _forward(x, weights):
+def _forward(x, weights, axis):
     groups = weights.groups
 
     def group(args):
         index, w = args
         x_group = _shuffled_group(x, index, groups)
         y = in_memory(shifted_sum(x_group, w.dw))
-        dw_moments = batch_moments(y)
+        dw_moments = batch_moments(y, axis)
         folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
-        moments = batch_moments(z)
+        moments = batch_moments(z, axis)
         # The first norm's bias moves the mean of z alone, which the second norm
         # subtracts: z leaves it out. As 0 times that, a NaN of it reaches the output.
         shift = w.pw @ w.dw_norm.bias
@@ -114,7 +118,7 @@ def _forward(x, weights):
     return (out, met), (x, weights, dw_moments, moments)
 
 
-def _backward(residuals, gradients):
+def _backward(axis, residuals, gradients):
     x, weights, dw_moments, moments = residuals
     grad_out, _ = gradients
     groups = weights.groups
@@ -122,7 +126,6 @@ def _backward(residuals, gradients):
     def group(args):
         index, w, dw_moments, moments, grad_out = args
         x_group = _shuffled_group(x, index, groups)
-        mean = lambda a: jnp.mean(a, axis=(1, 2, 3))
         # Forward once more.
         y = in_memory(shifted_sum(x_group, w.dw))
         dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
@@ -132,16 +135,19 @@ def _backward(residuals, gradients):
         # ReLU and second norm.
         out = x_group + z * per_channel(w.pw_norm.scale) + per_channel(w.pw_norm.bias)
         grad_out = jnp.where(out > 0, grad_out, 0)
-        mean_grad, mean_grad_z = mean(grad_out), mean(grad_out * z)
+        own = channel_mean(grad_out), channel_mean(grad_out * z)
+        mean_grad, mean_grad_z = mean_over_devices(own, axis)
         grad_z = grad_out - per_channel(mean_grad) - z * per_channel(mean_grad_z)
         grad_z = (grad_z * per_channel(w.pw_norm.scale * pw_rsqrt)).astype(x.dtype)
         # Pointwise and first norm.
-        # The sum of grad_z is 0, so y need not be centred. Two dimensions each, as with
-        # four XLA copies y transposed, and the larger factor first, as in `pointwise`.
+        # The sum of grad_z, over all devices, is 0, so y need not be centred. Two
+        # dimensions each, as with four XLA copies y transposed, and the larger factor
+        # first, as in `pointwise`.
         grad_folded = lax.collapse(y, 1) @ lax.collapse(grad_z, 1).T
         grad_pw = (grad_folded * (w.dw_norm.scale * dw_rsqrt)[:, None]).T
         grad_dw_scale = jnp.sum(grad_folded * w.pw.T, axis=1) * dw_rsqrt
-        along_y = w.dw_norm.scale * jnp.square(dw_rsqrt) * grad_dw_scale / x[0].size
+        along_y = mean_over_devices(grad_dw_scale / x[0].size, axis)
+        along_y *= w.dw_norm.scale * jnp.square(dw_rsqrt)
         grad_y = mix(folded.T.astype(x.dtype), grad_z) - per_channel(along_y) * (
             y - per_channel(dw_moments.mean)
         )
@@ -155,7 +161,7 @@ def _backward(residuals, gradients):
                 dw=grad_dw,
                 pw=grad_pw,
                 dw_norm=Norm(scale=grad_dw_scale, bias=jnp.zeros_like(w.dw_norm.bias)),
-                pw_norm=Norm(scale=mean_grad_z * x[0].size, bias=mean_grad * x[0].size),
+                pw_norm=Norm(scale=own[1] * x[0].size, bias=own[0] * x[0].size),
             ),
         )
 

@@ -10,12 +10,15 @@ All permutations are products with one-hot rows: a TPU gathers element by elemen
 its compiler gives no estimate of how long that takes.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
+from lrunet_jax.ops.batch_axis import BatchAxis
+from lrunet_jax.ops.batch_norm import KEPT, normalise_by_batch, per_channel
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.pointwise import by_group, dense_matrix, mix
 from lrunet_jax.ops.relu import relu
@@ -32,14 +35,14 @@ def begin(x: jax.Array) -> Arrays:
 
 
 def iterate(
-    arrays: Arrays, weights: ReuseWeights
+    arrays: Arrays, weights: ReuseWeights, axis: BatchAxis | None
 ) -> tuple[Arrays, ReuseMoments | None]:
     """Does what `ops.reuse` does, to x and its order."""
     x, order = arrays
     # The shuffle: place p of the first half goes to 2 p + 1; of the second, to 2 p - C.
     order = (2 * order + 1) % (len(x) + 1)
     if weights.dw_norm.running is None:
-        x, moments = _iteration(x, weights, order)
+        x, moments = _iteration(x, weights, order, axis)
         return (x, order), moments
     return (_folded_iteration(x, weights, order), order), None
 
@@ -50,17 +53,21 @@ def end(arrays: Arrays) -> jax.Array:
     return _product("chwb,co->ohwb", x, _one_hot(order))
 
 
-@jax.checkpoint  # as the plain iteration: nothing but x is kept
-def _iteration(x, weights, order):
+@functools.partial(  # as the plain iteration: nothing but x and the moments is kept
+    jax.checkpoint,
+    static_argnums=3,
+    policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+)
+def _iteration(x, weights, order, axis):
     places, outputs = _rows(order)
     permuted = lambda tree, rows: jax.tree.map(lambda a: _permuted(a, rows), tree)
     dw_norm = permuted(weights.dw_norm, outputs)
     pw_norm = permuted(weights.pw_norm, places)
     matrices = by_group(weights.pw.astype(x.dtype), weights.groups)
     y = depthwise(x, _permuted(weights.dw, outputs), lowering="tpu")
-    y, dw_moments = normalise_by_batch(y, dw_norm, "tpu")
+    y, dw_moments = normalise_by_batch(y, dw_norm, "tpu", axis)
     y = mix(_permuted_matrix(matrices, places, outputs), y)
-    y, pw_moments = normalise_by_batch(y, pw_norm, "tpu")
+    y, pw_moments = normalise_by_batch(y, pw_norm, "tpu", axis)
     moments = ReuseMoments(
         dw=permuted(dw_moments, outputs.T), pw=permuted(pw_moments, places.T)
     )

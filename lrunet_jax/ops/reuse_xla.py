@@ -7,7 +7,8 @@ import functools
 
 import jax
 
-from lrunet_jax.ops.batch_norm import normalise_by_batch, per_channel
+from lrunet_jax.ops.batch_axis import BatchAxis
+from lrunet_jax.ops.batch_norm import KEPT, normalise_by_batch, per_channel
 from lrunet_jax.ops.channel_shuffle import shuffle, unshuffle
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.pointwise import by_input, pointwise
@@ -21,11 +22,14 @@ def begin(x: jax.Array) -> jax.Array:
 
 
 def iterate(
-    x: jax.Array, weights: ReuseWeights, lowering: str = "xla"
+    x: jax.Array,
+    weights: ReuseWeights,
+    axis: BatchAxis | None,
+    lowering: str = "xla",
 ) -> tuple[jax.Array, ReuseMoments | None]:
     """Does what `ops.reuse` does, to x (C, H, W, B)."""
     if weights.dw_norm.running is None:
-        return _iteration(x, weights, lowering)
+        return _iteration(x, weights, axis, lowering)
     return _folded_iteration(x, weights, lowering), None
 
 
@@ -34,15 +38,19 @@ def end(x: jax.Array) -> jax.Array:
     return x
 
 
-# Nothing but x is kept for the backward pass: what an iteration keeps is written and
-# read N times.
-@functools.partial(jax.checkpoint, static_argnums=2)
-def _iteration(x, weights, lowering):
+# Nothing but x and the moments is kept for the backward pass: what an iteration keeps
+# is written and read N times.
+@functools.partial(
+    jax.checkpoint,
+    static_argnums=(2, 3),
+    policy=jax.checkpoint_policies.save_only_these_names(KEPT),
+)
+def _iteration(x, weights, axis, lowering):
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
-    y, dw_moments = normalise_by_batch(y, weights.dw_norm, lowering)
+    y, dw_moments = normalise_by_batch(y, weights.dw_norm, lowering, axis)
     y = pointwise(y, weights.pw, groups=weights.groups, lowering=lowering)
-    y, pw_moments = normalise_by_batch(y, weights.pw_norm, lowering)
+    y, pw_moments = normalise_by_batch(y, weights.pw_norm, lowering, axis)
     return relu(x + y), ReuseMoments(dw=dw_moments, pw=pw_moments)
 
 

@@ -1,17 +1,51 @@
-"""The devices, and what each of them holds."""
+"""The devices: what each of them holds, and what it computes."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lrunet_jax import ops
+
+_AXIS = "data"
+SAME_ON_ALL, IN_SHARES = PartitionSpec(), PartitionSpec(_AXIS)
+
 
 def make_mesh() -> Mesh:
-    """All devices along one axis, `data`."""
-    return jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
+    """All devices along one axis."""
+    return jax.make_mesh((jax.device_count(),), (_AXIS,), (AxisType.Auto,))
 
 
-def data_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """The replicated sharding, and the one that splits the first axis over `data`."""
-    return (
-        NamedSharding(mesh, PartitionSpec()),
-        NamedSharding(mesh, PartitionSpec("data")),
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding by which each device has all of an array."""
+    return NamedSharding(mesh, SAME_ON_ALL)
+
+
+def on_each_device(
+    function: Callable[..., Any], mesh: Mesh, out_specs: Any = SAME_ON_ALL
+) -> Callable[..., Any]:
+    """The function that every device calls with the whole of the arguments.
+
+    Args:
+      function: whose operators share a batch within `batch_on`.
+      mesh: the devices.
+      out_specs: how the results lie on them, as `jax.shard_map` takes it.
+    """
+    # Checked, each rule's zeros would have to be cast to what differs by device, and
+    # gradients would be added up wherever a weight is used, in every iteration.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=SAME_ON_ALL, out_specs=out_specs, check_vma=False
     )
+
+
+def batch_on(mesh: Mesh, batch_size: int) -> contextlib.AbstractContextManager[None]:
+    """A context in which the devices share a batch.
+
+    Where they don't divide it, each has the whole. One device shares with none.
+    """
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    shares = mesh.size if batch_size % mesh.size == 0 else 1
+    return ops.batch_axis(_AXIS, shares)

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 
 from lrunet_jax import data
 from lrunet_jax.memory import memory_taken
-from lrunet_jax.train.devices import data_shardings
+from lrunet_jax.train.devices import replicated
 from lrunet_jax.train.state import TrainState
-from lrunet_jax.train.step import Augment, make_train_call
+from lrunet_jax.train.step import make_train_call
 
 # How long a person, or a signal, waits. On CPU each call gets its memory fresh from the
 # system, and for ShuffleNet those page faults take as long as a step: half as many
@@ -37,7 +37,7 @@ class EpochLoop:
         self,
         state: TrainState,
         train_set: data.Split,
-        augment: Augment,
+        augmentation: data.Augmentation,
         mesh: Mesh,
         batch_size: int,
         seed: int,
@@ -49,7 +49,7 @@ class EpochLoop:
           state: of the run, and `train_set`: what they are called with, or the same as
             abstract arrays with shardings.
           train_set: the training set.
-          augment: see `data.make_augment`.
+          augmentation: of the images.
           mesh: the devices.
           batch_size: images per step, over all devices.
           seed: of the order of the images and of each step's randomness.
@@ -58,9 +58,9 @@ class EpochLoop:
         self._num_images = train_set.labels.shape[0]
         self._batch_size = batch_size
         self._seed = seed
-        self._key = jax.device_put(jax.random.key(seed), data_shardings(mesh)[0])
+        self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
         self._steps = 1
-        call = make_train_call(augment, mesh, dtype)
+        call = make_train_call(augmentation, mesh, dtype)
         self._programs: list[Any] = [
             call.lower(state, train_set, batches, 0, 0, self._key).compile()
             if len(batches)

@@ -10,13 +10,19 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from lrunet_jax import data
+from lrunet_jax import data, ops
 from lrunet_jax.memory import memory_taken
-from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.devices import (
+    IN_SHARES,
+    SAME_ON_ALL,
+    batch_on,
+    make_mesh,
+    on_each_device,
+    replicated,
+)
 from lrunet_jax.train.state import Metrics, TrainState, cross_entropy
-from lrunet_jax.train.step import take_batch
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +58,7 @@ def evaluate(
       batch_size: images at a time, over all devices.
     """
     count, mesh = len(split.labels), make_mesh()
-    placed = jax.device_put((variables, split), data_shardings(mesh)[0])
+    placed = jax.device_put((variables, split), replicated(mesh))
     with jax.default_matmul_precision("highest"):
         program, _ = _compile(model.apply, placed, min(batch_size, count), mesh)
     began = time.perf_counter()
@@ -103,7 +109,8 @@ def compile_evaluation(
 def _compile(apply_fn, example, batch_size, mesh):
     """The program (variables, split) -> (Metrics, logits), and the bytes it takes."""
     _, split = example
-    batches = data.eval_batches(split.labels.shape[0], batch_size)
+    in_equal_shares = -(-batch_size // mesh.size) * mesh.size
+    batches = data.eval_batches(split.labels.shape[0], in_equal_shares)
     program = make_eval_call(apply_fn, mesh).lower(*example, batches).compile()
     call = lambda variables, split: program(variables, split, batches)
     return call, memory_taken(program)
@@ -114,19 +121,24 @@ def make_eval_call(
 ) -> Any:
     """A jitted function (variables, split, batches) -> (Metrics, logits).
 
-    The batches (n, B) are indices of the split's images, -1 where there is none. The
-    metrics are over all images; the logits (n, B, classes) are those of the batches,
-    computed in `dtype`.
+    The batches (n, B) are indices of the split's images, -1 where there is none; the
+    devices divide B. The metrics are over all images; the logits (n, B, classes) are
+    those of the batches, computed in `dtype`, each device's on that device.
     """
-    replicated, sharded = data_shardings(mesh)
 
     def call(variables, split, batches):
         def body(metrics, indices):
-            images, labels = take_batch(split, jnp.maximum(indices, 0), sharded)
+            indices = ops.own_share(indices)
+            places = jnp.maximum(indices, 0)
+            images, labels = split.images[places], split.labels[places]
             logits = apply_fn(variables, data.to_float(images, dtype), train=False)
             losses = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
             return metrics + Metrics.of(losses, logits, labels, indices >= 0), logits
 
-        return lax.scan(body, Metrics.zero(), batches)
+        with batch_on(mesh, batches.shape[1]):
+            metrics, logits = lax.scan(body, Metrics.zero(), batches)
+            _, metrics = ops.over_batch((), metrics)
+        return metrics, logits
 
-    return jax.jit(call, out_shardings=replicated)
+    shares_of_batches = PartitionSpec(None, *IN_SHARES)
+    return jax.jit(on_each_device(call, mesh, (SAME_ON_ALL, shares_of_batches)))

@@ -14,7 +14,7 @@ from lrunet_jax.models import create_model, leaf_names
 from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.workdir import Workdir
-from lrunet_jax.train.devices import data_shardings, make_mesh
+from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.divergence import describe_divergence
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
@@ -97,7 +97,7 @@ def _train(config, run, data_dir):
         decay_of=config.decay_of,
     )
     mesh = make_mesh()
-    replicated, _ = data_shardings(mesh)
+    on_all = replicated(mesh)
     splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
     validate_with_data(config, splits[0])
     print_model(model, config.model, splits[0].images.shape[1:])
@@ -107,7 +107,7 @@ def _train(config, run, data_dir):
     print(f"workdir  {run.path}", flush=True)
     create = functools.partial(_fresh_state, config, model, tx, splits[0])
     example, *abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated),
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_all),
         (jax.eval_shape(create), *splits),
     )
     init_from = "" if run.has_checkpoints() else config.init_from
@@ -119,10 +119,10 @@ def _train(config, run, data_dir):
     with stop_signals() as stop_requested, run:
         state = _resumed(example, run)
         if state is None:
-            state = _started(jax.device_put(create(), replicated), run, given)
+            state = _started(jax.device_put(create(), on_all), run, given)
         if int(state.epoch) < config.epochs:
             steps, evaluate, seconds = compiled()
-            train_set, test_set = jax.device_put(splits, replicated)
+            train_set, test_set = jax.device_put(splits, on_all)
             last_batch = data.last_batch_size(state.num_images, config.batch_size)
             print(f"compiled in {duration(seconds)}", flush=True)
 
@@ -156,7 +156,7 @@ def _train(config, run, data_dir):
                     **test,
                 }
                 print_epoch(line, config.epochs)
-                state = jax.device_put(state.next_epoch(), replicated)
+                state = jax.device_put(state.next_epoch(), on_all)
             run.save(state, line, test or None)
 
         run.draw_curves()
@@ -178,9 +178,9 @@ def _compile(config, mesh, state, train_set, test_set):
       InputError: if they need more memory than there is.
     """
     began = time.monotonic()
-    augment = data.make_augment(**config.augment)
+    augmentation = data.Augmentation(**config.augment)
     batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
-    steps = EpochLoop(state, train_set, augment, mesh, batch_size, seed, dtype)
+    steps = EpochLoop(state, train_set, augmentation, mesh, batch_size, seed, dtype)
     evaluate, taken = compile_evaluation(state, test_set, batch_size, mesh)
     size = lambda *trees: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees))
     training = steps.memory_taken + size(state, test_set)  # the state before it

@@ -1,36 +1,40 @@
 """One training step, and device calls that run many."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from lrunet_jax import data
-from lrunet_jax.train.devices import data_shardings
+from lrunet_jax import data, ops
+from lrunet_jax.train.devices import batch_on, on_each_device
 from lrunet_jax.train.state import Metrics, TrainState, cross_entropy
-
-Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def train_step(
-    state: TrainState, images: jax.Array, labels: jax.Array, rng: jax.Array
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    rng: jax.Array,
+    mirrored: tuple[jax.Array, jax.Array] | None = None,
 ) -> TrainState:
     """Takes a step of SGD on the mean cross entropy of a batch.
 
     Args:
       state: before the step.
-      images: (B, H, W, channels) in [0, 1]; their dtype is the one to compute in.
+      images: (B, H, W, channels) in [0, 1]; their dtype is the one to compute in. Of a
+        batch that devices share, this device's.
       labels: (B,) int32.
       rng: PRNG key for mixup and dropout.
+      mirrored: for mixup, the images and labels at the mirrored places of the batch;
+        by default those given, reversed, as of a batch that is whole.
 
     Returns:
       The state after the step, with the batch's metrics added to its own.
     """
     targets_key, dropout_key = jax.random.split(rng)
-    images, targets = state.targets(targets_key, images, labels)
+    images, targets = state.targets(targets_key, images, labels, mirrored)
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
@@ -46,6 +50,7 @@ def train_step(
     gradients = jax.grad(loss_fn, has_aux=True)
     grads, (losses, logits, updates) = gradients(state.params)
     metrics = Metrics.of(losses, logits, labels, jnp.ones(labels.shape, bool))
+    grads, metrics = ops.over_batch(grads, metrics)
     state = state.apply_gradients(
         grads=grads,
         batch_stats=updates["batch_stats"],
@@ -54,7 +59,9 @@ def train_step(
     return state.update_ema()
 
 
-def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any:
+def make_train_call(
+    augmentation: data.Augmentation, mesh: Mesh, dtype: str = "float32"
+) -> Any:
     """A jitted function that runs steps of an epoch in one device call.
 
         state = call(state, split, batches, start, stop, key)
@@ -65,37 +72,30 @@ def make_train_call(augment: Augment, mesh: Mesh, dtype: str = "float32") -> Any
     compiled program serves any number of steps.
 
     Args:
-      augment: see `data.make_augment`.
+      augmentation: of the images.
       mesh: the devices.
       dtype: to compute in; parameters and statistics keep theirs.
     """
-    replicated, sharded = data_shardings(mesh)
 
     def call(state, split, batches, start, stop, key):
+        shape = (batches.shape[1], *split.images.shape[1:])
+
+        def take(indices, transforms):
+            images = augmentation.apply(split.images[indices], transforms)
+            return data.to_float(images, dtype), split.labels[indices]
+
         def body(i, state):
-            augment_key, step_key = jax.random.split(
-                jax.random.fold_in(key, state.step)
-            )
-            images, labels = take_batch(split, batches[i], sharded)
-            images = data.to_float(augment(augment_key, images), dtype)
-            return train_step(state, images, labels, step_key)
+            step_key = jax.random.fold_in(key, state.step)
+            augment_key, step_key = jax.random.split(step_key)
+            whole = batches[i], augmentation.draw(augment_key, shape)
+            # Each device makes the images that it needs: none is sent. Without mixup
+            # the mirrored ones are not computed.
+            mirrored = jax.tree.map(lambda a: a[::-1], whole)
+            images, labels = take(*ops.own_share(whole))
+            mirrored = take(*ops.own_share(mirrored))
+            return train_step(state, images, labels, step_key, mirrored)
 
-        return lax.fori_loop(start, stop, body, state)
+        with batch_on(mesh, batches.shape[1]):
+            return lax.fori_loop(start, stop, body, state)
 
-    return jax.jit(call, donate_argnums=0, out_shardings=replicated)
-
-
-def take_batch(
-    split: data.Split, indices: jax.Array, sharding: NamedSharding
-) -> tuple[jax.Array, jax.Array]:
-    """The images and labels of a batch.
-
-    Args:
-      split: images (n, H, W, channels) uint8 and labels (n,).
-      indices: (B,) of the batch.
-      sharding: of the batch, where the number of devices divides B; else each device
-        takes the whole batch.
-    """
-    if indices.shape[0] % sharding.mesh.size == 0:
-        indices = lax.with_sharding_constraint(indices, sharding)
-    return split.images[indices], split.labels[indices]
+    return jax.jit(on_each_device(call, mesh), donate_argnums=0)

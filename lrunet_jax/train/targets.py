@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Targets = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+Targets = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 @functools.cache  # equal recipes are one function, and one compiled program
@@ -23,17 +23,23 @@ def make_targets(
         and of itself reversed, its share drawn from Beta(alpha, alpha); 0 for none.
 
     Returns:
-      (key, images (B, H, W, channels), labels (B,)) -> (images, targets (B, classes)).
+      (key, images (B, H, W, channels), labels (B,), mirrored=None) -> (images, targets
+      (B, classes)). `mirrored` are the images and labels at the mirrored places of a
+      batch that devices share; None where the batch is whole.
     """
 
-    def smoothed(key, images, labels):
+    def smoothed(images, labels):
         dtype = jnp.promote_types(images.dtype, jnp.float32)
         one_hot = jax.nn.one_hot(labels, num_classes, dtype=dtype)
         return images, optax.smooth_labels(one_hot, label_smoothing)
 
-    def mixed(key, images, labels):
-        share = jax.random.beta(key, mixup, mixup)
-        mix = lambda x: (share * x + (1 - share) * x[::-1]).astype(x.dtype)
-        return jax.tree.map(mix, smoothed(key, images, labels))
+    def plain(key, images, labels, mirrored=None):
+        return smoothed(images, labels)
 
-    return mixed if mixup else smoothed
+    def mixed(key, images, labels, mirrored=None):
+        mirrored = mirrored or (images[::-1], labels[::-1])
+        share = jax.random.beta(key, mixup, mixup)
+        mix = lambda x, y: (share * x + (1 - share) * y).astype(x.dtype)
+        return jax.tree.map(mix, smoothed(images, labels), smoothed(*mirrored))
+
+    return mixed if mixup else plain

@@ -1,0 +1,101 @@
+"""The devices that share a batch, and what they tell each other of it.
+
+Within `jax.shard_map` each device runs the operators on its own images. Those whose
+result depends on the whole batch learn by a context what the devices hold:
+
+    with ops.batch_axis("data", shares=8):
+        logits, updates = model.apply(variables, images_of_this_device, train=True, ...)
+
+It takes effect while a function is traced, as that of `ops.lowering` does. Without it
+the batch is one device's, and nothing is sent.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import jax
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+
+class BatchAxis(NamedTuple):
+    """The devices along an axis of the mesh, and how they hold a batch.
+
+    Attributes:
+      name: of the axis, over which `jax.shard_map` maps.
+      shares: the equal parts that the batch is in, one on each device; 1 where each
+        device has the whole batch. What they find is averaged then, so that they stay
+        equal where a device does not add in the same order twice.
+    """
+
+    name: str
+    shares: int
+
+
+# A part of the key of every cache of JAX's, as the lowering is.
+_context = jax.make_user_context(None)
+
+T = TypeVar("T")
+Means = TypeVar("Means")
+Sums = TypeVar("Sums")
+
+
+@contextlib.contextmanager
+def batch_axis(name: str, shares: int) -> Iterator[None]:
+    """A context in which a batch is shared by devices, see `BatchAxis`."""
+    with _context(BatchAxis(name, shares)):
+        yield
+
+
+def resolve_axis() -> BatchAxis | None:
+    """The axis of the context, None without one.
+
+    To be called by an operator, not by the rules of its `custom_vjp`: those may be
+    traced after the context has been left.
+    """
+    return _context.value
+
+
+def own_share(whole: T, *, dimension: int = 0) -> T:
+    """What this device has of arrays that lie along the whole batch.
+
+    Args:
+      whole: a pytree of arrays.
+      dimension: of the arrays, the batch's.
+    """
+    axis = resolve_axis()
+    if axis is None or axis.shares == 1:
+        return whole
+
+    def share(array):
+        size = array.shape[dimension] // axis.shares
+        start = lax.axis_index(axis.name) * size
+        return lax.dynamic_slice_in_dim(array, start, size, dimension)
+
+    return jax.tree.map(share, whole)
+
+
+def over_batch(means: Means, sums: Sums) -> tuple[Means, Sums]:
+    """Means and sums over the whole batch, from those over each device's images.
+
+    They are added up in one reduction. The sums are scalars, and added up in the widest
+    of their types: those of integers are exact up to 2^24.
+    """
+    if (axis := resolve_axis()) is None:
+        return means, sums
+    scalars, separate = ravel_pytree(sums)
+    totals, scalars = lax.psum((means, scalars), axis.name)
+    devices = lax.axis_size(axis.name)
+    means = jax.tree.map(lambda total: total / devices, totals)
+    return means, separate(scalars * axis.shares / devices)
+
+
+def mean_over_devices(means: T, axis: BatchAxis | None) -> T:
+    """Means over the batch, from those over each device's images; one reduction."""
+    return means if axis is None else lax.pmean(means, axis.name)
+
+
+def whole_count(count: int, axis: BatchAxis | None) -> int:
+    """What is `count` for a device's images, for the whole batch."""
+    return count if axis is None else count * axis.shares
