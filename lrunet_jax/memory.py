@@ -38,6 +38,11 @@ def memory_taken(program: Any) -> int:
     )
 
 
+def size(tree: Any) -> int:
+    """The bytes of the arrays of a pytree."""
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
 def device_memory() -> int | None:
     """The bytes that each device has; None if it does not say.
 

@@ -122,8 +122,9 @@ def _tpu(name, chip, memory):
 def _h100(name, number):
     if jax.__version_info__ < (0, 12):
         raise InputError(
-            f"topology is {name!r}, which needs jax 0.12 or later, and so Python 3.12 "
-            f"or later; this is jax {jax.__version__}"
+            f"topology is {name!r}, which needs jax 0.12 or later (this is jax "
+            f"{jax.__version__}): with Python 3.12 or later, pip install 'jax>=0.12' "
+            "and, with --no-deps, jax-cuda13-plugin and jax-cuda13-pjrt of its version"
         )
     if not any(map(_has_plugin, ("cuda13", "cuda12"))):
         version = jaxlib.__version__

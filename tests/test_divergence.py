@@ -23,7 +23,7 @@ def test_names_are_in_the_order_in_which_a_network_comes_to_them():
 
 def poisoned(monkeypatch, module, leaf, value):
     """Lets runs begin with one value of a weight."""
-    fresh = loop._fresh_state
+    fresh = loop.fresh_state
 
     def fresh_state(*args):
         state = fresh(*args)
@@ -32,7 +32,7 @@ def poisoned(monkeypatch, module, leaf, value):
         params[module][leaf] = array.at[(0,) * array.ndim].set(value)
         return state.replace(params=params)
 
-    monkeypatch.setattr(loop, "_fresh_state", fresh_state)
+    monkeypatch.setattr(loop, "fresh_state", fresh_state)
 
 
 @pytest.mark.parametrize(

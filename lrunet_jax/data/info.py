@@ -6,11 +6,11 @@ import functools
 from lrunet_jax.data.tfds import tfds_builder
 from lrunet_jax.errors import require_known
 
-_KNOWN = {  # (H, W, channels) and classes
-    "cifar10": ((32, 32, 3), 10),
-    "cifar100": ((32, 32, 3), 100),
-    "digits": ((32, 32, 1), 10),
-    "fashion_mnist": ((28, 28, 1), 10),
+_KNOWN = {  # (H, W, channels), classes, images to train and to test on
+    "cifar10": ((32, 32, 3), 10, (50_000, 10_000)),
+    "cifar100": ((32, 32, 3), 100, (50_000, 10_000)),
+    "digits": ((32, 32, 1), 10, (1_437, 360)),
+    "fashion_mnist": ((28, 28, 1), 10, (60_000, 10_000)),
 }
 
 
@@ -23,12 +23,14 @@ class DatasetInfo:
       data_dir: directory of TFDS; empty for the default.
       image_shape: (H, W, channels).
       num_classes: labels are from 0 to num_classes - 1.
+      num_images: of the training set and of the test set, where both are whole.
     """
 
     name: str
     data_dir: str
     image_shape: tuple[int, int, int]
     num_classes: int
+    num_images: tuple[int, int]
 
     @functools.cached_property
     def class_names(self) -> list[str]:
@@ -46,5 +48,4 @@ def dataset_info(name: str, data_dir: str = "") -> DatasetInfo:
       InputError: for an unknown name.
     """
     require_known("dataset", name, _KNOWN)
-    image_shape, num_classes = _KNOWN[name]
-    return DatasetInfo(name, data_dir, image_shape, num_classes)
+    return DatasetInfo(name, data_dir, *_KNOWN[name])

@@ -25,7 +25,7 @@ from lrunet_jax.errors import require_known
 
 LOWERINGS = ("cpu", "tpu", "xla")
 _CHOICES = ("auto", *LOWERINGS)
-_OF_PLATFORM = {"cpu": "cpu", "tpu": "tpu"}  # others: `xla`, not measured
+_OF_PLATFORM = {"cpu": "cpu", "tpu": "tpu"}
 
 # A part of the key of every cache of JAX's, so that nothing traced in one context is
 # used in another.
@@ -68,9 +68,12 @@ def resolve(name: str | None = None) -> str:
     """
     name = _context.value if name is None else name
     require_known("lowering", name, _CHOICES)
-    if name == "auto":
-        return _OF_PLATFORM.get(jax.default_backend(), "xla")
-    return name
+    return of_platform(jax.default_backend()) if name == "auto" else name
+
+
+def of_platform(platform: str) -> str:
+    """The lowering that `auto` stands for on a platform, as JAX names it."""
+    return _OF_PLATFORM.get(platform, "xla")
 
 
 def choose(implementations: Mapping[str, T], name: str | None) -> T:

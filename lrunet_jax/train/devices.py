@@ -1,7 +1,7 @@
 """The devices: what each of them holds, and what it computes."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ _AXIS = "data"
 SAME_ON_ALL, IN_SHARES = PartitionSpec(), PartitionSpec(_AXIS)
 
 
-def make_mesh() -> Mesh:
-    """All devices along one axis."""
-    return jax.make_mesh((jax.device_count(),), (_AXIS,), (AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices, by default all there are, along one axis."""
+    devices = jax.devices() if devices is None else devices
+    shape, kinds = (len(devices),), (AxisType.Auto,)
+    return jax.make_mesh(shape, (_AXIS,), kinds, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,8 +9,8 @@ import ml_collections
 
 from lrunet_jax import data, ops
 from lrunet_jax.errors import DivergedError
-from lrunet_jax.memory import require_memory
-from lrunet_jax.models import create_model, leaf_names
+from lrunet_jax.memory import require_memory, size
+from lrunet_jax.models import leaf_names
 from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.workdir import Workdir
@@ -18,7 +18,6 @@ from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.divergence import describe_divergence
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
-from lrunet_jax.train.optim import create_optimizer, create_schedule
 from lrunet_jax.train.progress import Progress, duration
 from lrunet_jax.train.report import (
     print_data,
@@ -28,10 +27,11 @@ from lrunet_jax.train.report import (
     print_model,
     print_result,
     print_resumed,
+    print_warmup,
 )
+from lrunet_jax.train.setup import fresh_state, setup
 from lrunet_jax.train.signals import stop_signals
-from lrunet_jax.train.state import TrainState, create_train_state, is_finite
-from lrunet_jax.train.targets import make_targets
+from lrunet_jax.train.state import TrainState, is_finite
 from lrunet_jax.train.validate import validate, validate_with_data
 from lrunet_jax.weights.loading import weights_for
 
@@ -80,32 +80,20 @@ def _train(config, run, data_dir):
     is written before everything is known to be good.
     """
     dataset = data.dataset_info(config.dataset, data_dir)
-    model = create_model(num_classes=dataset.num_classes, **config.model)
-    schedule = create_schedule(
-        config.schedule,
-        config.learning_rate,
-        epochs=config.epochs,
-        decay_epochs=config.decay_epochs,
-        decay_factor=config.decay_factor,
-        warmup_epochs=_warmup_within(config),
-    )
-    tx = create_optimizer(
-        schedule,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        decay_of=config.decay_of,
-    )
+    model, schedule, tx = setup(config, dataset.num_classes)
+    print_warmup(config)
     mesh = make_mesh()
     on_all = replicated(mesh)
     splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
-    validate_with_data(config, splits[0])
-    print_model(model, config.model, splits[0].images.shape[1:])
+    shape = splits[0].images.shape
+    validate_with_data(config, shape)
+    print_model(model, config.model, shape[1:])
     print_data(config.dataset, *splits)
     print_devices(config.batch_size, config.matmul_precision)
     print_last_batch(len(splits[0].labels), config.batch_size)
     print(f"workdir  {run.path}", flush=True)
-    create = functools.partial(_fresh_state, config, model, tx, splits[0])
+    input_stats = data.input_stats(splits[0]) if config.normalise else {}
+    create = functools.partial(fresh_state, config, model, tx, shape, input_stats)
     example, *abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_all),
         (jax.eval_shape(create), *splits),
@@ -182,37 +170,10 @@ def _compile(config, mesh, state, train_set, test_set):
     batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
     steps = EpochLoop(state, train_set, augmentation, mesh, batch_size, seed, dtype)
     evaluate, taken = compile_evaluation(state, test_set, batch_size, mesh)
-    size = lambda *trees: sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(trees))
-    training = steps.memory_taken + size(state, test_set)  # the state before it
-    evaluating = taken + size(state, train_set)
+    training = steps.memory_taken + size((state, test_set))  # the state before it
+    evaluating = taken + size((state, train_set))
     require_memory("the training", max(training, evaluating))
     return steps, evaluate, time.monotonic() - began
-
-
-def _warmup_within(config):
-    """The epochs of warm-up: a tenth of a run that is not longer than they are."""
-    warmup, epochs = config.warmup_epochs, config.epochs
-    if config.schedule != "cosine" or warmup < epochs:
-        return warmup
-    print(
-        f"warm-up  {epochs / 10:g} epochs: warmup_epochs is {warmup:g}, and no shorter "
-        f"than the run of {epochs}"
-    )
-    return epochs / 10
-
-
-def _fresh_state(config, model, tx, train_set):
-    num_images, *image_shape = train_set.images.shape
-    return create_train_state(
-        model,
-        tx,
-        jax.random.key(config.seed),
-        tuple(image_shape),
-        num_images=num_images,
-        input_stats=data.input_stats(train_set) if config.normalise else {},
-        targets=make_targets(model.num_classes, config.label_smoothing, config.mixup),
-        ema_decay=config.ema_decay,
-    )
 
 
 def _resumed(example, run):

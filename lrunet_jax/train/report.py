@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.models import summarise
 from lrunet_jax.runs.record import Line, accuracy_of
 from lrunet_jax.runs.workdir import Workdir
+from lrunet_jax.train.setup import warmup_within
 from lrunet_jax.train.state import TrainState
 
 FEW_IMAGES = 16  # for a batch norm
@@ -69,6 +71,15 @@ def print_last_batch(num_images: int, batch_size: int) -> None:
         f"warning  the last batch of an epoch has {last(batch_size)} of {batch_size} "
         f"images, and batch norms train badly on so few{hint}"
     )
+
+
+def print_warmup(config: ml_collections.ConfigDict) -> None:
+    """Prints what becomes of a warm-up that is no shorter than the run."""
+    if (warmup := warmup_within(config)) != config.warmup_epochs:
+        print(
+            f"warm-up  {warmup:g} epochs: warmup_epochs is {config.warmup_epochs:g}, "
+            f"and no shorter than the run of {config.epochs}"
+        )
 
 
 def print_resumed(

@@ -4,7 +4,7 @@ import ml_collections
 import numpy as np
 
 from lrunet_jax import ops
-from lrunet_jax.data import Split, dataset_info
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, require, require_below_1, require_known
 from lrunet_jax.runs.config import flatten
 
@@ -79,17 +79,19 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     )
 
 
-def validate_with_data(config: ml_collections.ConfigDict, train_set: Split) -> None:
-    """Checks the values that depend on the training set.
+def validate_with_data(
+    config: ml_collections.ConfigDict, shape: tuple[int, ...]
+) -> None:
+    """Checks the values that depend on the training images, (n, H, W, channels).
 
     Raises:
       InputError: that names the first value that is not allowed.
     """
-    num_images, *shape, _ = train_set.images.shape
+    num_images, *sides, _ = shape
     batch_size, augment = config.batch_size, config.augment
     allowed = f"at most {num_images}, the training images"
     require(batch_size <= num_images, "batch_size", batch_size, allowed)
-    side = min(shape)
+    side = min(sides)
     allowed = f"at most {side}, the side of an image"
     require(augment.padding <= side, "augment.padding", augment.padding, allowed)
     room = side + 2 * augment.padding
