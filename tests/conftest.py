@@ -114,13 +114,14 @@ def flipped_bits(directory, count):
         path.write_bytes(content)
 
 
-def on_eight_devices() -> dict[str, str]:
-    """The environment of a process whose CPU is eight devices."""
+def on_eight_devices(**variables: str) -> dict[str, str]:
+    """The environment of a process whose CPU is eight devices, with other variables."""
+    environment = os.environ | variables | {"JAX_PLATFORMS": "cpu"}
     flag = "--xla_force_host_platform_device_count=8"
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    flags = f"{environment.get('XLA_FLAGS', '')} {flag}"
     # XLA has as many threads as devices. Where two collectives run at a time, each
     # device may hold a thread of one and wait for a thread of the other: for ever.
-    return os.environ | {"XLA_FLAGS": flags, "NPROC": "64"}
+    return environment | {"XLA_FLAGS": flags, "NPROC": "64"}
 
 
 @contextlib.contextmanager

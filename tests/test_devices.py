@@ -1,0 +1,165 @@
+"""Many devices: the same run on any number of them, and what they send for it.
+
+What needs eight devices runs in a process of its own, whose CPU is eight.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from conftest import OPTIMISING, ROOT, command, on_eight_devices, process
+
+from lrunet_jax import create_model, data
+from lrunet_jax.models import abstract_variables
+from lrunet_jax.models.lrunet import GROUPS
+from lrunet_jax.train.devices import make_mesh, replicated
+from lrunet_jax.train.epoch import EpochLoop
+from lrunet_jax.train.evaluation import make_eval_call
+from lrunet_jax.train.optim import create_optimizer, create_schedule
+from lrunet_jax.train.state import create_train_state
+from lrunet_jax.train.targets import make_targets
+
+SMALL = {"width_mult": 0.25, "layer_reuse": 2}
+BATCH = 64
+
+
+def train_on(devices, dtype, steps):
+    """The state after so many steps of the digits, with everything on."""
+    mesh = make_mesh(devices)
+    split = data.load_split("digits", "train")
+    images, labels = split.images[:200], split.labels[:200]  # the last batch has 8
+    if steps > 4:  # or 29, which several devices do not divide
+        images, labels = split
+    split = data.Split(images, labels)
+    model = create_model("lrunet", drop=0.2, **SMALL)
+    schedule = create_schedule(
+        "cosine",
+        0.05,
+        epochs=15,
+        decay_epochs=(),
+        decay_factor=0.1,
+        warmup_epochs=1.0,
+    )
+    state = create_train_state(
+        model,
+        create_optimizer(schedule, nesterov=True),
+        jax.random.key(0),
+        split.images.shape[1:],
+        num_images=len(split.labels),
+        input_stats=data.input_stats(split),
+        targets=make_targets(10, label_smoothing=0.1, mixup=0.2),
+        ema_decay=0.9,
+    )
+    cast = lambda a: a.astype(dtype) if a.dtype.kind == "f" else a
+    state = jax.device_put(jax.tree.map(cast, state), replicated(mesh))
+    split = jax.device_put(split, replicated(mesh))
+    augmentation = data.Augmentation(size=32, padding=4, rotation=10.0, flip=True)
+    loop = EpochLoop(state, split, augmentation, mesh, BATCH, 0, dtype)
+    states = loop.run(state, split, at_a_time=steps)
+    state = next(state for state in states if int(state.step) >= steps)
+    for leaf in jax.tree.leaves((state.learned(), state.opt_state, state.ema)):
+        first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        for other in others:
+            np.testing.assert_array_equal(first, other, "replicas differ")
+    evaluate = make_eval_call(state.apply_fn, mesh, dtype)
+    batches = data.eval_batches(len(split.labels), 1024)
+    tested, logits = evaluate(state.variables(), split, batches)
+    return jax.device_get((state, tested, logits))
+
+
+def same_run():
+    """Compares runs on one device and on more; for a process of eight devices."""
+    jax.config.update("jax_enable_x64", True)
+    devices = jax.devices()
+    assert len(devices) == 8
+    expected = train_on(devices[:1], "float64", steps=23)
+    for count in (2, 4, 8):
+        found = train_on(devices[:count], "float64", steps=23)
+        for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
+            # Sums differ in their order, by 1e-16, and 23 steps make that larger; the
+            # metrics of the evaluation are float32.
+            tolerance = 1e-6 if a.dtype == np.float32 else 1e-12
+            np.testing.assert_allclose(
+                a, b, rtol=0, atol=tolerance * (1 + np.abs(a).max())
+            )
+    jax.config.update("jax_enable_x64", False)
+    one, eight = (train_on(devices[:n], "float32", steps=1)[0] for n in (1, 8))
+    # A ReLU or a maximum may flip in the steps that follow.
+    np.testing.assert_allclose(one.metrics.loss, eight.metrics.loss, rtol=1e-6)
+    assert int(one.metrics.correct) == int(eight.metrics.correct)
+
+
+def in_eight(function):
+    """Calls a function of this file in a process of eight CPU devices."""
+    code = f"import test_devices; test_devices.{function}()"
+    # Not optimised, XLA computes in float64 to 1e-9 only.
+    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    environment = on_eight_devices(**OPTIMISING, **paths)
+    result = process("-c", code, env=environment, timeout=900)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_run_on_1_2_4_and_8_devices():
+    in_eight("same_run")
+
+
+def figures(topology, model, *flags):
+    """What `compile` says of the training step of a small network."""
+    arguments = (f"--topology={topology}", f"--config=configs/{model}.py", "--json")
+    result = process(
+        *("-m", "lrunet_jax.compile", *arguments, f"--batch_size={BATCH}"),
+        *("--config.lowering=xla", *flags),
+        env=on_eight_devices(**OPTIMISING),
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def sent(model, groups=1):
+    """How many reductions a step takes, and bytes, by the architecture.
+
+    Two for each norm forward, one backward, and one for gradients and metrics; an array
+    each of means, variances, and two sums backward.
+    """
+    variables = abstract_variables(model, 3)
+    params = variables["params"]
+    norms = channels = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "scale":
+            times = leaf.shape[0] if leaf.ndim == 2 else 1  # iterations of a block
+            norms += times * (groups if leaf.ndim == 2 else 1)
+            channels += leaf.size
+    sizes = sum(leaf.size for leaf in jax.tree.leaves(params))
+    return 3 * norms + 1, 4 * (sizes + 4 * channels + 3)
+
+
+CASES = {
+    "lrunet": ("--config.model.width_mult=0.25", "--config.model.layer_reuse=3"),
+    "mobilenet": ("--config.model.width_mult=0.125",),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_sends_norms_sums_and_gradients_and_nothing_else(name):
+    found = figures("cpu:8", name, *CASES[name])
+    model = create_model(**found["model"], num_classes=10)
+    count, size = sent(model)
+    assert found["devices"] == 8
+    assert set(found["collectives"]) == {"all-reduce"}
+    assert found["collectives"]["all-reduce"]["count"] == count
+    assert size / 1.1 < found["collectives"]["all-reduce"]["bytes"] <= 1.1 * size
+
+
+def test_on_cpu_the_groups_of_a_block_send_theirs_one_after_the_other():
+    found = figures("cpu:8", "lrunet", *CASES["lrunet"], "--config.lowering=cpu")
+    count, size = sent(create_model(**found["model"], num_classes=10), GROUPS)
+    assert found["collectives"]["all-reduce"]["count"] == count
+    assert found["collectives"]["all-reduce"]["bytes"] <= 1.1 * size
+
+
+def test_one_device_sends_nothing():
+    result = command("compile", "--topology=cpu:1", "--json", *CASES["lrunet"])
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["collectives"] == {}
