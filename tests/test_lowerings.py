@@ -1,8 +1,10 @@
 """The context that chooses between lowerings."""
 
 import concurrent.futures
+import types
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +35,19 @@ def test_contexts_nest_and_end():
     assert ops.resolve() == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [("PJRT C API\ncuda 13000", "gpu"), ("PJRT C API\nrocm 60300", "xla")],
+)
+def test_of_gpus_only_nvidia_s_get_the_lowering_for_them(
+    monkeypatch, version, expected
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    client = types.SimpleNamespace(platform_version=version)
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: client)
+    assert ops.resolve() == expected
+
+
 def test_a_context_that_is_kept_does_not_outlive_its_end():
     kept = ops.lowering("tpu")
     with kept:
@@ -48,7 +63,7 @@ def test_a_context_that_is_kept_does_not_outlive_its_end():
 
 @pytest.mark.parametrize("name", ["fast", "mapped", "", "CPU"])
 def test_a_wrong_name_is_refused_where_it_is_given(name):
-    with pytest.raises(InputError, match="known are auto, cpu, tpu, xla"):
+    with pytest.raises(InputError, match="known are auto, cpu, gpu, tpu, xla"):
         ops.lowering(name)
     assert ops.resolve() == "cpu"
 
@@ -132,7 +147,7 @@ def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(
         out, vjp = jax.vjp(operator, X)
         inside = traced(vjp, out)
     assert traced(vjp, out) == inside
-    other = {"cpu": "xla", "tpu": "cpu", "xla": "cpu"}[lowering]
+    other = "xla" if lowering == "cpu" else "cpu"
     with ops.lowering(other):
         assert traced(vjp, out) == inside
 

@@ -153,7 +153,15 @@ def plain_results(train, width):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(
-    ("lowering", "width"), [("cpu", 0.25), ("cpu", 0.375), ("tpu", 0.25), ("xla", 0.25)]
+    ("lowering", "width"),
+    [
+        ("cpu", 0.25),
+        ("cpu", 0.375),
+        ("gpu", 0.25),
+        ("gpu", 0.375),
+        ("tpu", 0.25),
+        ("xla", 0.25),
+    ],
 )
 def test_every_lowering_is_the_plain_loop(train, lowering, width):
     # Width 0.25 keeps XLA's slow float64 convolutions short; at 0.375 a group of

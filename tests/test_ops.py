@@ -368,7 +368,7 @@ def test_what_is_materialised_is_computed_once(optimised):
 
 
 def test_an_unknown_lowering_is_refused():
-    with pytest.raises(InputError, match=r"'fast'.*auto, cpu, tpu, xla"):
+    with pytest.raises(InputError, match=r"'fast'.*auto, cpu, gpu, tpu, xla"):
         ops.depthwise(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)), lowering="fast")
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from lrunet_jax.ops.blocks import merge, split
 from lrunet_jax.ops.conv import convolve
 from lrunet_jax.ops.lowerings import choose
-from lrunet_jax.ops.materialise import in_memory
+from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.windows import pad, windows
 
 _DENSE_BLOCK = 128  # channels; the width of a TPU's matrix unit
@@ -90,14 +90,20 @@ def by_position(kernels: jax.Array) -> jax.Array:
     return jnp.moveaxis(kernels, (2, 3), (0, 1)).reshape(3, 3, 1, -1)
 
 
-def shifted_sum(x: jax.Array, kernels: jax.Array, stride: int = 1) -> jax.Array:
+def shifted_sum(
+    x: jax.Array, kernels: jax.Array, stride: int = 1, lowering: str = "cpu"
+) -> jax.Array:
     """Convolves x (C, H, W, B) with kernels (C, M, 3, 3) to (C * M, H, W, B)."""
-    total = _weighted_sum(windows(in_memory(pad(x[:, None])), stride), kernels)
-    return merge(total).astype(x.dtype)
+    padded = materialise(pad(x[:, None]), lowering=lowering)
+    return merge(_weighted_sum(windows(padded, stride), kernels)).astype(x.dtype)
 
 
 def shifted_sum_gradients(
-    x: jax.Array, kernels: jax.Array, grad: jax.Array, stride: int = 1
+    x: jax.Array,
+    kernels: jax.Array,
+    grad: jax.Array,
+    stride: int = 1,
+    lowering: str = "cpu",
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients of `shifted_sum` to x and to kernels, in their shapes.
 
@@ -106,11 +112,13 @@ def shifted_sum_gradients(
       kernels: (C, M, 3, 3).
       grad: (C, M, H / stride, W / stride, B).
       stride: 1 or 2.
+      lowering: in which operands are stored, or not, as `materialise` does.
     """
-    return _x_gradient(x, kernels, grad, stride), _kernel_gradient(x, grad, stride)
+    grad_x = _x_gradient(x, kernels, grad, stride, lowering)
+    return grad_x, _kernel_gradient(x, grad, stride, lowering)
 
 
-def _x_gradient(x, kernels, grad, stride):
+def _x_gradient(x, kernels, grad, stride, lowering):
     # Pixel p of x meets pixel q of grad at kernel row i where p = q * stride + i - 1:
     # grad spread out by the stride is convolved with the flipped kernels.
     low_high_interior = [
@@ -119,7 +127,8 @@ def _x_gradient(x, kernels, grad, stride):
     ]
     none = (0, 0, 0)
     zero = jnp.zeros((), grad.dtype)
-    spread = in_memory(lax.pad(grad, zero, [none, none, *low_high_interior, none]))
+    spread = lax.pad(grad, zero, [none, none, *low_high_interior, none])
+    spread = materialise(spread, lowering=lowering)
     # Each plane is sliced out first: an integer among slices is a gather, and made
     # this sum four times slower.
     planes = [spread[:, m] for m in range(kernels.shape[1])]
@@ -128,12 +137,13 @@ def _x_gradient(x, kernels, grad, stride):
     return functools.reduce(operator.add, sums).astype(x.dtype)
 
 
-def _kernel_gradient(x, grad, stride):
+def _kernel_gradient(x, grad, stride, lowering):
     # All nine sums in one pass: separate reductions take seven times as long.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     grad = grad.astype(dtype)
-    views = windows(in_memory(pad(x.astype(dtype)[:, None])), stride)
-    grad = in_memory(grad)
+    padded = materialise(pad(x.astype(dtype)[:, None]), lowering=lowering)
+    views = windows(padded, stride)
+    grad = materialise(grad, lowering=lowering)
     zeros = (jnp.zeros((), dtype),) * 9
     sums = lax.reduce(tuple(view * grad for view in views), zeros, _add, (2, 3, 4))
     return jnp.stack(sums, -1).reshape(*grad.shape[:2], 3, 3)

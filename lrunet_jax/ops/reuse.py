@@ -13,12 +13,12 @@ from typing import Any
 import jax
 from flax import struct
 
-from lrunet_jax.ops import reuse_cpu, reuse_tpu, reuse_xla
+from lrunet_jax.ops import reuse_cpu, reuse_gpu, reuse_tpu, reuse_xla
 from lrunet_jax.ops.batch_axis import BatchAxis, resolve_axis
 from lrunet_jax.ops.lowerings import resolve
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights
 
-_LOWERINGS = {"cpu": reuse_cpu, "tpu": reuse_tpu, "xla": reuse_xla}
+_LOWERINGS = {"cpu": reuse_cpu, "gpu": reuse_gpu, "tpu": reuse_tpu, "xla": reuse_xla}
 
 
 class ReuseCarry(struct.PyTreeNode):
