@@ -85,7 +85,9 @@ def over_batch(means: Means, sums: Sums) -> tuple[Means, Sums]:
     if (axis := resolve_axis()) is None:
         return means, sums
     scalars, separate = ravel_pytree(sums)
-    totals, scalars = lax.psum((means, scalars), axis.name)
+    # All at once, or compilers make one of those that are ready and one of the rest.
+    ready = lax.optimization_barrier((means, scalars))
+    totals, scalars = lax.psum(ready, axis.name)
     devices = lax.axis_size(axis.name)
     means = jax.tree.map(lambda total: total / devices, totals)
     return means, separate(scalars * axis.shares / devices)
