@@ -80,7 +80,8 @@ def process(*arguments, **options):
 def command(name, *arguments, cwd=ROOT):
     """Runs `python -m lrunet_jax.NAME ARGUMENTS...` to its end, in this process."""
     module = importlib.import_module(f"lrunet_jax.{name}")
-    return _to_the_end(lambda: cli.run(module.main), name, *arguments, cwd=cwd)
+    with fresh_flags():
+        return _to_the_end(lambda: cli.run(module.main), name, *arguments, cwd=cwd)
 
 
 def train_command(*arguments):

@@ -8,10 +8,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from compiling import SMALL_NETWORKS, figures, sent
 from conftest import OPTIMISING, ROOT, command, on_eight_devices, process
 
 from lrunet_jax import create_model, data
-from lrunet_jax.models import abstract_variables
 from lrunet_jax.models.lrunet import GROUPS
 from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.epoch import EpochLoop
@@ -105,47 +105,10 @@ def test_the_same_seed_gives_the_same_run_on_1_2_4_and_8_devices():
     in_eight("same_run")
 
 
-def figures(topology, model, *flags):
-    """What `compile` says of the training step of a small network."""
-    arguments = (f"--topology={topology}", f"--config=configs/{model}.py", "--json")
-    result = process(
-        *("-m", "lrunet_jax.compile", *arguments, f"--batch_size={BATCH}"),
-        *("--config.lowering=xla", *flags),
-        env=on_eight_devices(**OPTIMISING),
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def sent(model, groups=1):
-    """How many reductions a step takes, and bytes, by the architecture.
-
-    Two for each norm forward, one backward, and one for gradients and metrics; an array
-    each of means, variances, and two sums backward.
-    """
-    variables = abstract_variables(model, 3)
-    params = variables["params"]
-    norms = channels = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if path[-1].key == "scale":
-            times = leaf.shape[0] if leaf.ndim == 2 else 1  # iterations of a block
-            norms += times * (groups if leaf.ndim == 2 else 1)
-            channels += leaf.size
-    sizes = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return 3 * norms + 1, 4 * (sizes + 4 * channels + 3)
-
-
-CASES = {
-    "lrunet": ("--config.model.width_mult=0.25", "--config.model.layer_reuse=3"),
-    "mobilenet": ("--config.model.width_mult=0.125",),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_a_step_sends_norms_sums_and_gradients_and_nothing_else(name):
-    found = figures("cpu:8", name, *CASES[name])
-    model = create_model(**found["model"], num_classes=10)
-    count, size = sent(model)
+    found = figures("cpu:8", name, "--config.lowering=xla")
+    count, size = sent(found)
     assert found["devices"] == 8
     assert set(found["collectives"]) == {"all-reduce"}
     assert found["collectives"]["all-reduce"]["count"] == count
@@ -153,13 +116,14 @@ def test_a_step_sends_norms_sums_and_gradients_and_nothing_else(name):
 
 
 def test_on_cpu_the_groups_of_a_block_send_theirs_one_after_the_other():
-    found = figures("cpu:8", "lrunet", *CASES["lrunet"], "--config.lowering=cpu")
-    count, size = sent(create_model(**found["model"], num_classes=10), GROUPS)
+    found = figures("cpu:8", "lrunet", "--config.lowering=cpu")
+    count, size = sent(found, messages=GROUPS)
+    assert set(found["collectives"]) == {"all-reduce"}
     assert found["collectives"]["all-reduce"]["count"] == count
     assert found["collectives"]["all-reduce"]["bytes"] <= 1.1 * size
 
 
 def test_one_device_sends_nothing():
-    result = command("compile", "--topology=cpu:1", "--json", *CASES["lrunet"])
+    result = command("compile", "--topology=cpu:1", "--json", *SMALL_NETWORKS["lrunet"])
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["collectives"] == {}
