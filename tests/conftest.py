@@ -28,7 +28,7 @@ from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
-from lrunet_jax import cli
+from lrunet_jax import cli, ops
 from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
 from lrunet_jax.runs import trouble
 
@@ -164,6 +164,74 @@ def _to_the_end(function, *argv, cwd=ROOT):
             jax.config.update("jax_enable_compilation_cache", cached)
             compilation_cache.reset_cache()
     return subprocess.CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
+# --- `pytest -m device`: see `test_device.py` ---------------------------------------
+
+
+def of_devices(config):
+    """Tells whether this is `pytest -m device`, no more and no less."""
+    return config.option.markexpr.strip() == "device"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist's
+def pytest_cmdline_main(config):
+    if of_devices(config):
+        # Each of several processes would take most of an accelerator's memory.
+        config.option.numprocesses = 0
+        # No backend is there yet to have read these.
+        os.environ.update(OPTIMISING)
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def pytest_ignore_collect(collection_path, config):
+    # Other files may import what a machine with an accelerator does not have.
+    other = collection_path.suffix == ".py" and collection_path.stem != "test_device"
+    return True if of_devices(config) and other else None
+
+
+def pytest_collection_modifyitems(config, items):
+    if not of_devices(config):
+        marked = [item for item in items if item.get_closest_marker("device")]
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Prints what the tests have noted as their `row`, as a table in Markdown."""
+    if not of_devices(config) or config.option.collectonly:
+        return
+    write, device = terminalreporter.write_line, jax.devices()[0]
+    reports = [
+        report
+        for outcome in ("passed", "failed", "error", "skipped")
+        for report in terminalreporter.stats.get(outcome, ())
+        if "::" in report.nodeid
+    ]
+    terminalreporter.section("on devices")
+    write(
+        f"{jax.device_count()} x {device.device_kind} ({jax.default_backend()}), "
+        f"jax {jax.__version__}, lowering auto is {ops.resolve()}, products of float32 "
+        f"at precision highest, XLA_FLAGS={os.environ['XLA_FLAGS'].strip()!r}\n"
+    )
+    write("| what | result | found | allowed | seconds |")
+    write("|---|---|---|---|---:|")
+    for report in sorted(reports, key=lambda report: report.start):
+        what = report.nodeid.split("::test_")[-1].replace("_", " ")
+        found, allowed = dict(report.user_properties).get("row", ("", ""))
+        if report.skipped:
+            found = report.longrepr[2].removeprefix("Skipped: ")
+        seconds = f"{report.duration:.1f}"
+        write(f"| {what} | {report.outcome} | {found} | {allowed} | {seconds} |")
+
+
+@pytest.fixture
+def row(record_property):
+    """Notes what a test has found, and what is allowed, for the table."""
+    return lambda found, allowed="": record_property("row", (found, allowed))
+
+
+# --- Fixtures -----------------------------------------------------------------------
 
 
 @pytest.fixture
