@@ -40,7 +40,7 @@ def highest():
 
 @pytest.fixture
 def cpu():
-    """The CPU, which is beside any accelerator."""
+    """The CPU, which is beside any accelerator unless it is left out."""
     try:
         return jax.devices("cpu")[0]
     except RuntimeError:
@@ -190,11 +190,11 @@ def one_step(name, dtype, device, lowering):
 
 
 # Of loss, gradients, statistics and weights, relative to the CPU's own in float32.
-# float32: in another lowering CPU's own gradients differ by 1e-6, and one ReLU that
-# decides otherwise is 1e-3 of them; with factors of 8 bits it is 0.25, so that these
-# tell it from TF32. bfloat16: its 8 bits, and what CPU's own bfloat16 comes to.
+# float32: in another lowering CPU's gradients differ by 1e-6; one ReLU that decides
+# otherwise is up to 1e-3 of them, and with factors of 8 bits they differ by 0.25.
+# bfloat16: its 8 bits, and twice that 0.25.
 FLOAT32 = (1e-5, 2e-3, 1e-5, 1e-3)
-BFLOAT16 = (2**-6, 0.4, 2**-7, 0.1)
+BFLOAT16 = (2**-6, 0.5, 2**-7, 0.1)
 
 
 @pytest.mark.usefixtures("shallow")
@@ -218,8 +218,8 @@ def test_a_step_is_that_of_the_cpu(name, dtype, cpu, row):
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch, row):
     config = digits.get_config()
-    config.update(epochs=2)
-    config.model.update({"layer_reuse": 2, "width_mult": 0.125})
+    config.update(epochs=1)
+    config.model.update({"layer_reuse": 1, "width_mult": 0.125})
     config.augment.size = 16
     train = lambda name: lrunet_jax.train_and_evaluate(config, str(tmp_path / name))
     expected = train("undisturbed")
@@ -236,25 +236,23 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch, 
         stopped = train("stopped")
     assert 0 < int(stopped.metrics.count) < stopped.num_images
     found = train("stopped")
-    assert int(found.step) == int(expected.step) == 2 * 23
+    assert int(found.step) == int(expected.step) == 23
 
-    arrays = lambda state: jax.device_get((state.learned(), state.opt_state))
-    found, expected = arrays(found), arrays(expected)
+    found, expected = jax.device_get((found, expected))
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     same = all(np.array_equal(a, b) for a, b in pairs)
-    off = difference(found, expected)
-    flag = "--xla_gpu_deterministic_ops=true"
-    if jax.default_backend() in ("cpu", "tpu") or flag in os.environ["XLA_FLAGS"]:
-        row(
-            "the same bits" if same else f"weights differ by {off:.0e}", "the same bits"
-        )
-        assert same
-        return
-    # A GPU adds in any order, by which weights part further at every step; those of
-    # other batches, or without the momentum, are as far away as they are long.
-    found = "the same bits" if same else f"weights differ by {off:.0e}"
-    row(found, f"0.1, as XLA_FLAGS is without {flag}")
-    assert off < 0.1
+    off = difference(found.learned(), expected.learned())
+    flag = "--xla_gpu_deterministic_ops=true"  # without it a GPU adds in any order
+    promised = (
+        jax.default_backend() in ("cpu", "tpu") or flag in os.environ["XLA_FLAGS"]
+    )
+    row(
+        "the same bits" if same else f"weights differ by {off:.0e}",
+        "the same bits" if promised else f"1e-2, as XLA_FLAGS is without {flag}",
+    )
+    # Between what rounding comes to in these steps, 1e-6 in another lowering on CPU,
+    # and 0.35, which it is when the momentum is lost.
+    assert same if promised else off < 1e-2
 
 
 def test_all_devices_take_the_steps_of_one(row):
@@ -312,7 +310,7 @@ def uncached():
 @pytest.mark.usefixtures("uncached")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_benchmark_of_lrunet(dtype, monkeypatch, row):
-    turns = {"step": 2.0, "inference": 0.5, "single": 0.1}
+    turns = {"step": 1.0, "inference": 0.5, "single": 0.1}
     monkeypatch.setattr(benchmark, "TURN_SECONDS", turns)
     model, batch_size = create_model("lrunet", layer_reuse=8), 256
     figures = benchmark.benchmark(
