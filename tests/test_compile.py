@@ -77,7 +77,7 @@ def test_where_the_smallest_batch_does_not_fit_it_is_said(monkeypatch):
     [
         (("--topology=v5e:3x3",), "topology is 'v5e:3x3'; it must be v5e:SHAPE"),
         (("--topology=gpu",), "topology is 'gpu'; it must be v5e:SHAPE"),
-        (("--dtype=float16",), "dtype is 'float16'; known are"),
+        (("--dtype=float16",), "dtype is 'float16' (did you mean 'bfloat16'?)"),
         (("--batch_size=0",), "batch_size is 0; it must be at least 1"),
         (("--batch_size=60000",), "batch_size is 60000; it must be at most 50000"),
         (("--config.model.nam=x",), "config has no field 'model.nam'"),
