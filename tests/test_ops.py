@@ -315,6 +315,35 @@ def test_bfloat16_gradients_of_an_iteration_are_those_of_float32(lowering):
         assert abs(common - 1) < 0.05, common
 
 
+@pytest.mark.parametrize("moments", ["batch", "running"])
+@pytest.mark.parametrize("lowering", [n for n in ops.LOWERINGS if n != "xla"])
+def test_a_block_s_gradients_are_those_of_xla(lowering, moments):
+    """Of a block's input as well, some of which is negative: no ReLU stands before."""
+    shapes = [(16, 4, 4, 4), (3, 3, 1, 32), (1, 1, 4, 16), (32,), (32,), (16,), (16,)]
+    arguments = [normal(i, *s) for i, s in enumerate(shapes)]
+    size = lambda count: ops.Moments(jnp.ones(count), jnp.full(count, 2.0))
+    running = (size(32), size(16)) if moments == "running" else (None, None)
+
+    def block(lowering, x, dw, pw, scale, bias, pw_scale, pw_bias):
+        carry = ops.begin_reuse(x, lowering=lowering)
+        norms = (
+            ops.Norm(scale, bias, running[0]),
+            ops.Norm(pw_scale, pw_bias, running[1]),
+        )
+        for _ in range(3):
+            carry, _ = ops.reuse(carry, ops.ReuseWeights(dw, pw, *norms))
+        return ops.end_reuse(carry)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(lowering):
+        out, vjp = jax.vjp(functools.partial(block, lowering), *arguments)
+        return vjp(normal(7, *out.shape))
+
+    for found, expected in zip(gradients(lowering), gradients("xla"), strict=True):
+        scale = max(float(jnp.max(jnp.abs(expected))), 1.0)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
+
+
 def test_variance_survives_a_mean_of_a_hundred_standard_deviations():
     rng = np.random.default_rng(0)
     x = rng.normal(100, 1, (4, 16, 16, 64))

@@ -3,7 +3,9 @@
 A step is bound by memory there, and what costs is every array that is written and read.
 Between two iterations x lies as in `reuse_xla`. Nothing but the iteration's input, the
 moments and some matrices of weights is kept for the backward pass, which is written by
-hand. For one group, with pixels as columns:
+hand. A ReLU leaves its gradient to what reads its output, the next iteration or `end`:
+there that output is at hand, and is not computed again. For one group, with pixels as
+columns:
 
     y     the output of the depthwise convolution, less its mean over the batch
     S     the mean of y y^T; the first norm's variance is its diagonal
@@ -27,12 +29,14 @@ The first norm's bias cancels in the second norm, and has no gradient.
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lrunet_jax.ops import reuse_xla
 from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_devices, whole_count
 from lrunet_jax.ops.batch_norm import (
     EPSILON,
@@ -51,44 +55,96 @@ from lrunet_jax.ops.depthwise import (
     shifted_sum_gradients,
 )
 from lrunet_jax.ops.pointwise import by_group, by_input
+from lrunet_jax.ops.relu import relu
 from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
-from lrunet_jax.ops.reuse_xla import begin, end
 
-__all__ = ["begin", "end", "iterate"]
+
+class Carry(NamedTuple):
+    """What goes from one iteration to the next.
+
+    Attributes:
+      x: (C, H, W, B), as in `reuse_xla`.
+      floor: (C,), for each channel the same: where x is not above it, the gradient of
+        x is 0. 0 behind a ReLU, -inf for a block's input.
+    """
+
+    x: jax.Array
+    floor: jax.Array
+
+
+def begin(x: jax.Array) -> Carry:
+    """Undoes the shuffle that the first iteration begins with."""
+    return Carry(reuse_xla.begin(x), jnp.full(x.shape[0], -jnp.inf, jnp.float32))
 
 
 def iterate(
-    x: jax.Array, weights: ReuseWeights, axis: BatchAxis | None
-) -> tuple[jax.Array, ReuseMoments | None]:
-    """Does what `ops.reuse` does, to x (C, H, W, B)."""
+    carry: Carry, weights: ReuseWeights, axis: BatchAxis | None
+) -> tuple[Carry, ReuseMoments | None]:
+    """Does what `ops.reuse` does, to what `begin` returned."""
+    after_relu = jnp.zeros_like(carry.floor)
     if weights.dw_norm.running is not None:
-        return _folded_iteration(x, weights), None
-    out, moments = _iteration(x, weights, axis)
-    count = whole_count(x[0].size, axis)
-    return out, ReuseMoments(
+        return Carry(_folded_iteration(carry.x, weights), after_relu), None
+    # Zeros from `_backward` would be written in each iteration.
+    dw_bias = lax.stop_gradient(weights.dw_norm.bias)
+    weights = weights._replace(dw_norm=weights.dw_norm._replace(bias=dw_bias))
+    out, moments = _iteration(*carry, weights, axis)
+    count = whole_count(out[0].size, axis)
+    return Carry(out, after_relu), ReuseMoments(
         dw=unbiased(moments.dw, count), pw=unbiased(moments.pw, count)
     )
+
+
+def end(carry: Carry) -> jax.Array:
+    """Returns x, whose last iteration is followed by no shuffle."""
+    return _after_relu(carry.x)
+
+
+@jax.custom_jvp
+def _after_relu(x):
+    return x
+
+
+_after_relu.defjvps(lambda tangent, out, x: jnp.where(x > 0, tangent, 0))
 
 
 def _folded_iteration(x, weights):
     matrices, bias = fold(weights)
     x = _shuffled(x)
     y = _pixels(_depthwise(x, weights), weights.groups)
-    return _relu(_residual_sum(x, y, matrices, bias)).reshape(x.shape)
+    return relu(_residual_sum(x, y, matrices, bias)).reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _iteration(x, weights, axis):
-    return _forward(x, weights, axis)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _iteration(x, floor, weights, axis):
+    return _forward(x, floor, weights, axis)[0]
 
 
 class _Norms(NamedTuple):
-    """Both norms by group, as the module explains; kept for the backward pass."""
+    """Both norms by group, as the module explains."""
 
     dw_variance: jax.Array  # (groups, 2C / groups)
     pw_variance: jax.Array  # (groups, C / groups)
     normal: jax.Array  # N, (groups, C / groups, 2C / groups)
     normal_covariance: jax.Array  # N S, in N's shape, with this device's S
+
+
+def _pack(floor, mean, norms):
+    """One array of what is kept, as each is a kernel in each iteration: 5 were more.
+
+    It lies by group and output channel.
+    """
+    arrays = [floor.astype(mean.dtype), mean, *norms]
+    by_output = (*norms.pw_variance.shape, -1)
+    return jnp.concatenate([array.reshape(by_output) for array in arrays], axis=2)
+
+
+def _unpack(packed):
+    groups, outputs, _ = packed.shape
+    inputs = 2 * outputs
+    ends = itertools.accumulate([1, 2, 2, 1, inputs])
+    floor, mean, dw, pw, normal, covariance = jnp.split(packed, [*ends], axis=2)
+    dw, pw = dw.reshape(groups, inputs), pw[..., 0]
+    return floor.ravel(), mean.ravel(), _Norms(dw, pw, normal, covariance)
 
 
 def _norms(weights, covariance, axis):
@@ -97,14 +153,15 @@ def _norms(weights, covariance, axis):
     dw_scale = split(weights.dw_norm.scale, weights.groups)
     dw_factor = dw_scale * lax.rsqrt(dw_variance + EPSILON)
     folded = by_group(weights.pw, weights.groups) * dw_factor[:, None]
-    # Sums, not products: those would be kernels of their own.
-    product = jnp.sum(folded[..., None] * covariance[:, None], axis=2)
+    # Sums, not products: those would be kernels of their own. Over the last axis: S
+    # is symmetric, and over another the parts that XLA adds up to S are read twice.
+    product = jnp.sum(folded[:, :, None] * covariance[:, None], axis=3)
     pw_variance = mean_over_devices(jnp.sum(folded * product, axis=2), axis)
     pw_rsqrt = lax.rsqrt(pw_variance + EPSILON)[..., None]
     return _Norms(dw_variance, pw_variance, folded * pw_rsqrt, product * pw_rsqrt)
 
 
-def _forward(x, weights, axis):
+def _forward(x, floor, weights, axis):
     groups = weights.groups
     x = _shuffled(x)
     # The convolution is linear: the mean of its outputs is that of the mean image.
@@ -122,25 +179,29 @@ def _forward(x, weights, axis):
     )
     # As 0 times the shift, a NaN of the first norm's bias reaches the output.
     pw_bias = weights.pw_norm.bias + 0 * merge(shift)
-    out = _relu(_residual_sum(x, y, _scaled(norms, weights), pw_bias))
+    out = relu(_residual_sum(x, y, _scaled(norms, weights), pw_bias))
     moments = ReuseMoments(
         dw=Moments(mean, merge(norms.dw_variance)),
         pw=Moments(merge(shift), merge(norms.pw_variance)),
     )
-    return (out.reshape(x.shape), moments), (x, weights, mean, norms)
+    residuals = x, weights, _pack(floor, mean, norms)
+    return (out.reshape(x.shape), moments), residuals
 
 
 def _backward(axis, residuals, gradients):
-    x, weights, mean, norms = residuals
+    x, weights, packed = residuals
+    floor, mean, norms = _unpack(packed)
     grad_out, _ = gradients
     groups, count = weights.groups, x[0].size
     dtype = mean.dtype
-    # Forward once more, up to the ReLU.
     y = _centred(x, weights, mean)
     scaled = _scaled(norms, weights)
-    out = _residual_sum(x, y, scaled, weights.pw_norm.bias)
-    grad = jnp.where(out > 0, _pixels(grad_out, groups), 0)
-    mean_grad_y = _mean_product("gop,gip->goi", grad, y)
+    grad, outputs = _pixels(grad_out, groups), scaled.shape[1]
+    # Stored one below the other, one product makes the gradient of y, and grad_out is
+    # overwritten; a part of them would be copied for a product, so the first one here
+    # also has grad grad^T, which is cut off. 0.9 GB a step less.
+    both = lax.optimization_barrier(jnp.concatenate([grad, y], axis=1))
+    mean_grad_y = _mean_product("gop,gip->goi", grad, both)[:, :, outputs:]
     own = (
         jnp.mean(grad.astype(dtype), axis=2),
         jnp.sum(norms.normal * mean_grad_y, axis=2),
@@ -165,13 +226,15 @@ def _backward(axis, residuals, gradients):
     # in bfloat16, the kernel's gradient takes up the mean of x.
     rounded = scaled.astype(x.dtype).astype(dtype)
     constant = jnp.sum(rounded * mean_grad[..., None], axis=1)
-    grad_y = _mix(jnp.swapaxes(scaled, 1, 2), grad) - _mix(matrices, y)
+    matrices = jnp.concatenate([jnp.swapaxes(scaled, 1, 2), -matrices], axis=2)
+    grad_y = _mix(matrices, both)
     grad_y = grad_y.astype(dtype) - constant[..., None]
     # Depthwise and residual.
     kernels = by_channel(weights.dw, x.shape[0])
     grad_y = grad_y.reshape(x.shape[0], 2, *x.shape[1:])
     grad_x, grad_dw = shifted_sum_gradients(x, kernels, grad_y, lowering="gpu")
-    grad_x = unshuffle(grad_x + grad.reshape(x.shape))
+    grad = both[:, :outputs].reshape(x.shape)
+    grad_x = jnp.where(x > per_channel(floor), grad_x + grad, 0)
     dw_bias = jnp.zeros_like(weights.dw_norm.bias)
     grads = ReuseWeights(
         dw=by_position(grad_dw),
@@ -180,7 +243,7 @@ def _backward(axis, residuals, gradients):
         pw_norm=Norm(scale=merge(own[1]) * count, bias=merge(own[0]) * count),
     )
     cast = lambda grad, weight: grad.astype(weight.dtype)
-    return grad_x, jax.tree.map(cast, grads, weights)
+    return unshuffle(grad_x), None, jax.tree.map(cast, grads, weights)
 
 
 _iteration.defvjp(_forward, _backward)
@@ -188,7 +251,7 @@ _iteration.defvjp(_forward, _backward)
 
 def _shuffled(x):
     # Stored once: the kernel of a product can't shuffle what it adds, and x, no longer
-    # read, is overwritten by the next. Without, 15.5 GB a step in place of 14.9.
+    # read, is overwritten by the next. Without, 14.0 GB a step in place of 13.4.
     return lax.optimization_barrier(shuffle(x))
 
 
@@ -209,15 +272,10 @@ def _scaled(norms, weights):
 def _residual_sum(x, y, matrices, bias):
     """One kernel: x + matrices y + bias, (groups, C / groups, pixels), in x's dtype."""
     groups = matrices.shape[0]
-    # A bias that is yet to be sliced or rounded keeps the sum out of that kernel.
+    # A bias that is yet to be sliced or rounded keeps the sum out of that kernel, 0.6
+    # GB a step.
     bias = lax.optimization_barrier(split(bias, groups).astype(x.dtype))
     return _mix(matrices, y) + _pixels(x, groups) + bias[..., None]
-
-
-def _relu(x):
-    # `ops.relu` reads its zeros from memory here: they are made before the loop over
-    # the iterations.
-    return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), jnp.inf, x.dtype))
 
 
 def _mix(matrices, x):
