@@ -81,7 +81,8 @@ def _folded_iteration(x, weights):
         index, kernels, matrix, bias = args
         x_group = _shuffled_group(x, index, groups)
         y = mix(matrix.astype(x.dtype), in_memory(shifted_sum(x_group, kernels)))
-        return relu(x_group + y + per_channel(bias)).astype(x.dtype)
+        out = relu(x_group + y + per_channel(bias), lowering="cpu")
+        return out.astype(x.dtype)
 
     kernels = split(by_channel(weights.dw, x.shape[0]), groups)
     args = (jnp.arange(groups), kernels, matrices, split(bias, groups))
@@ -108,7 +109,8 @@ def _forward(x, weights, axis):
         # subtracts: z leaves it out. As 0 times that, a NaN of it reaches the output.
         shift = w.pw @ w.dw_norm.bias
         pw_bias = w.pw_norm.bias + 0 * shift
-        out = relu(x_group + normalise(z, w.pw_norm.scale, pw_bias, moments))
+        z = normalise(z, w.pw_norm.scale, pw_bias, moments)
+        out = relu(x_group + z, lowering="cpu")
         mean = moments.mean - folded @ dw_moments.mean + shift
         return out, dw_moments, moments, mean
 

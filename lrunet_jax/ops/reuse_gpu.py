@@ -111,7 +111,8 @@ def _folded_iteration(x, weights):
     matrices, bias = fold(weights)
     x = _shuffled(x)
     y = _pixels(_depthwise(x, weights), weights.groups)
-    return relu(_residual_sum(x, y, matrices, bias)).reshape(x.shape)
+    out = relu(_residual_sum(x, y, matrices, bias), lowering="gpu")
+    return out.reshape(x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -179,7 +180,8 @@ def _forward(x, floor, weights, axis):
     )
     # As 0 times the shift, a NaN of the first norm's bias reaches the output.
     pw_bias = weights.pw_norm.bias + 0 * merge(shift)
-    out = relu(_residual_sum(x, y, _scaled(norms, weights), pw_bias))
+    out = _residual_sum(x, y, _scaled(norms, weights), pw_bias)
+    out = relu(out, lowering="gpu")
     moments = ReuseMoments(
         dw=Moments(mean, merge(norms.dw_variance)),
         pw=Moments(merge(shift), merge(norms.pw_variance)),

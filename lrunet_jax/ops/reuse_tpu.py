@@ -71,7 +71,7 @@ def _iteration(x, weights, order, axis):
     moments = ReuseMoments(
         dw=permuted(dw_moments, outputs.T), pw=permuted(pw_moments, places.T)
     )
-    return relu(x + y), moments
+    return relu(x + y, lowering="tpu"), moments
 
 
 def _folded_iteration(x, weights, order):
@@ -79,7 +79,8 @@ def _folded_iteration(x, weights, order):
     matrices, bias = fold(weights)
     y = depthwise(x, _permuted(weights.dw, outputs), lowering="tpu")
     y = mix(_permuted_matrix(matrices.astype(x.dtype), places, outputs), y)
-    return relu(x + y + per_channel(_permuted(bias, places))).astype(x.dtype)
+    out = relu(x + y + per_channel(_permuted(bias, places)), lowering="tpu")
+    return out.astype(x.dtype)
 
 
 def _rows(order):

@@ -51,7 +51,7 @@ def _iteration(x, weights, axis, lowering):
     y, dw_moments = normalise_by_batch(y, weights.dw_norm, lowering, axis)
     y = pointwise(y, weights.pw, groups=weights.groups, lowering=lowering)
     y, pw_moments = normalise_by_batch(y, weights.pw_norm, lowering, axis)
-    return relu(x + y), ReuseMoments(dw=dw_moments, pw=pw_moments)
+    return relu(x + y, lowering=lowering), ReuseMoments(dw=dw_moments, pw=pw_moments)
 
 
 def _folded_iteration(x, weights, lowering):
@@ -59,4 +59,4 @@ def _folded_iteration(x, weights, lowering):
     x = shuffle(x)
     y = depthwise(x, weights.dw, lowering=lowering)
     y = pointwise(y, by_input(matrices), groups=weights.groups, lowering=lowering)
-    return relu(x + y + per_channel(bias)).astype(x.dtype)
+    return relu(x + y + per_channel(bias), lowering=lowering).astype(x.dtype)
