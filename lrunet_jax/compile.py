@@ -3,9 +3,10 @@
     python -m lrunet_jax.compile --topology=v5e:2x4 --config=configs/lrunet.py:cifar10
     python -m lrunet_jax.compile --topology=h100:8 --largest --config.dtype=bfloat16
 
-The step is the one that `train.py` runs on such devices. What it takes of memory and
-what it does is its compiler's word, by the text of the compiled program; no time is
-measured. Loops are counted as often as they run.
+The step is the one that `train.py` runs on such devices; those of TPUs beyond 2x4 are of
+several machines, on which it does not run yet. What it takes of memory and what it does
+is its compiler's word, by the text of the compiled program; no time is measured. Loops
+are counted as often as they run.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from lrunet_jax import data, hlo, ops, topologies
 from lrunet_jax.cli import parse_flags, run
 from lrunet_jax.errors import require
-from lrunet_jax.memory import size
+from lrunet_jax.memory import memory_by_kind, memory_taken, size
 from lrunet_jax.topologies import Topology
 from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.setup import fresh_state, setup
@@ -73,13 +74,12 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     stats = {"mean": channels, "std": channels} if config.normalise else {}
     state = jax.eval_shape(lambda: fresh_state(config, model, tx, shape, stats))
     images = np.arange(shape[0], dtype=np.int32)
-    batches, _ = data.train_batches(images, config.batch_size)
+    full, tail = data.train_batches(images, config.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     mesh = make_mesh(topology.devices)
     on_all = replicated(mesh)
     abstract = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_all)
     train_set, test_set = (_split(n, dataset.image_shape) for n in dataset.num_images)
-    arguments = (state, train_set, batches, *map(np.int32, (0, 0)), key)
     automatic = config.lowering == "auto"
     lowering = ops.of_platform(topology.platform) if automatic else config.lowering
     began = time.monotonic()
@@ -87,8 +87,16 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     with ops.lowering(lowering), precision:
         augmentation = data.Augmentation(**config.augment)
         call = make_train_call(augmentation, mesh, config.dtype)
-        lowered = call.lower(*jax.tree.map(abstract, arguments))
-        program = lowered.compile(compiler_options=topology.compiler_options)
+        programs = []
+        # A last batch that the devices do not divide is whole on each of them.
+        for batches in (full, tail) if tail.size % mesh.size else (full,):
+            arguments = (state, train_set, batches, *map(np.int32, (0, 0)), key)
+            lowered = call.lower(*jax.tree.map(abstract, arguments))
+            options = topology.compiler_options
+            programs.append(lowered.compile(compiler_options=options))
+    program = programs[0]
+    memory = memory_by_kind(max(programs, key=memory_taken))
+    memory["kept"] = size((state, test_set))  # the state before a call
     counts = hlo.count_step(program.as_text())
     cycles = counts.estimated_cycles
     return {
@@ -98,7 +106,7 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         "dtype": config.dtype,
         "lowering": lowering,
         "compile_seconds": round(time.monotonic() - began, 1),
-        "memory": _memory(program, kept=size((state, test_set))),
+        "memory": memory | {"total": sum(memory.values())},
         "kernels": counts.kernels,
         "bytes": counts.bytes,
         "flops": counts.flops,
@@ -113,28 +121,16 @@ def _split(count, image_shape) -> Any:
     return data.Split(images, jax.ShapeDtypeStruct((count,), "int32"))  # type: ignore[arg-type]
 
 
-def _memory(program, kept):
-    """The bytes of each kind on a device; `kept` is there beside the program's."""
-    figures = program.memory_analysis()
-    kinds = {
-        "arguments": figures.argument_size_in_bytes,
-        "outputs": figures.output_size_in_bytes - figures.alias_size_in_bytes,
-        "temporary": figures.temp_size_in_bytes,
-        "code": figures.generated_code_size_in_bytes,
-        "kept": kept,  # the state before a call, and the test set
-    }
-    return kinds | {"total": sum(kinds.values())}
-
-
 def _largest(config, topology):
     """The figures of the largest batch that fits, to a 64th of it."""
+    require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
     each = len(topology.devices)
     most = data.dataset_info(config.dataset).num_images[0] // each * each
     in_shares = lambda images: int(images) // each * each
     batch = max(in_shares(min(config.batch_size, most)), each)
     fitting: list[dict[str, Any]] = []
-    too_large = most + each
-    while True:
+    too_large = None
+    while not fitting or fitting[-1]["batch_size"] < most:
         config.batch_size = batch
         figures = _step_if_it_fits(config, topology)
         print(
@@ -146,19 +142,20 @@ def _largest(config, topology):
         else:
             too_large = batch
         if not fitting:
-            require(batch > each, "batch_size", batch, "smaller: it does not fit")
+            allowed = "smaller, which it can't be: it does not fit"
+            require(batch > each, "batch_size", batch, allowed)
             batch = max(in_shares(batch / 2), each)
             continue
         largest = fitting[-1]["batch_size"]
         gap = max(in_shares(largest / 64), each)
-        if too_large - largest <= gap:
+        if too_large and too_large - largest <= gap:
             break
         # Memory is a straight line, or nearly.
         batch = in_shares(_where_memory_ends(fitting[-2:], topology.memory_bytes))
-        batch = max(batch, largest + gap)
-        if batch >= too_large:
-            batch = in_shares((largest + too_large) / 2) if too_large <= most else most
-    return fitting[-1] | {"too_large": too_large if too_large <= most else None}
+        batch = min(max(batch, largest + gap), most)
+        if too_large and batch >= too_large:
+            batch = in_shares((largest + too_large) / 2)
+    return fitting[-1] | {"too_large": too_large}
 
 
 def _step_if_it_fits(config, topology):

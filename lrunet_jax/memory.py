@@ -23,19 +23,28 @@ def require_memory(what: str, taken: int) -> None:
 
 
 def memory_taken(program: Any) -> int:
-    """The bytes that a compiled program takes on each device, arguments included.
+    """The bytes that a compiled program takes on each device, see `memory_by_kind`."""
+    return sum(memory_by_kind(program).values())
+
+
+def memory_by_kind(program: Any) -> dict[str, int]:
+    """The bytes that a compiled program takes on each device, by what they are for.
 
     Args:
       program: what `compile` of a lowered function returned.
+
+    Returns:
+      `arguments`, `outputs` that are no argument's memory, `temporary`, and `code`;
+      nothing if the backend does not know.
     """
     if (figures := program.memory_analysis()) is None:
-        return 0  # not every backend knows
-    return (
-        figures.argument_size_in_bytes
-        + figures.output_size_in_bytes
-        - figures.alias_size_in_bytes
-        + figures.temp_size_in_bytes
-    )
+        return {}
+    return {
+        "arguments": figures.argument_size_in_bytes,
+        "outputs": figures.output_size_in_bytes - figures.alias_size_in_bytes,
+        "temporary": figures.temp_size_in_bytes,
+        "code": figures.generated_code_size_in_bytes,
+    }
 
 
 def size(tree: Any) -> int:

@@ -115,14 +115,14 @@ def flipped_bits(directory, count):
         path.write_bytes(content)
 
 
-def on_eight_devices(**variables: str) -> dict[str, str]:
-    """The environment of a process whose CPU is eight devices, with other variables."""
+def on_eight_devices(*, count: int = 8, **variables: str) -> dict[str, str]:
+    """The environment of a process whose CPU is so many devices, with variables."""
     environment = os.environ | variables | {"JAX_PLATFORMS": "cpu"}
-    flag = "--xla_force_host_platform_device_count=8"
+    flag = f"--xla_force_host_platform_device_count={count}"
     flags = f"{environment.get('XLA_FLAGS', '')} {flag}"
     # XLA has as many threads as devices. Where two collectives run at a time, each
     # device may hold a thread of one and wait for a thread of the other: for ever.
-    return environment | {"XLA_FLAGS": flags, "NPROC": "64"}
+    return environment | {"XLA_FLAGS": flags, "NPROC": f"{8 * count}"}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import command
+from conftest import command, on_eight_devices, process
 
 SMALL = ("--config.model.width_mult=0.25", "--config.model.layer_reuse=1")
 
@@ -91,3 +91,18 @@ def test_mistakes_are_one_line(arguments, message):
     assert result.stdout == ""
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_last_batch_that_devices_do_not_divide_counts_in_the_memory():
+    flags = ("--config=configs/digits.py", "--batch_size=720", "--json")
+    # 717 of 1,437 images are left: 3 devices have a third each, 2 have all of them.
+    two, three = (
+        process(
+            *("-m", "lrunet_jax.compile", f"--topology=cpu:{count}", *SMALL, *flags),
+            env=on_eight_devices(),
+        )
+        for count in (2, 3)
+    )
+    assert two.returncode == three.returncode == 0, two.stderr + three.stderr
+    temporary = [json.loads(r.stdout)["memory"]["temporary"] for r in (two, three)]
+    assert temporary[0] > 2 * temporary[1]

@@ -6,14 +6,15 @@ What needs eight devices runs in a process of its own, whose CPU is eight.
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import SMALL_NETWORKS, figures, sent
 from conftest import OPTIMISING, ROOT, command, on_eight_devices, process
 
-from lrunet_jax import create_model, data
+from lrunet_jax import create_model, data, ops
 from lrunet_jax.models.lrunet import GROUPS
-from lrunet_jax.train.devices import make_mesh, replicated
+from lrunet_jax.train.devices import batch_on, make_mesh, on_each_device, replicated
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import make_eval_call
 from lrunet_jax.train.optim import create_optimizer, create_schedule
@@ -90,12 +91,12 @@ def same_run():
     assert int(one.metrics.correct) == int(eight.metrics.correct)
 
 
-def in_eight(function):
-    """Calls a function of this file in a process of eight CPU devices."""
+def in_eight(function, count=8):
+    """Calls a function of this file in a process of eight CPU devices, or more."""
     code = f"import test_devices; test_devices.{function}()"
     # Not optimised, XLA computes in float64 to 1e-9 only.
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    environment = on_eight_devices(**OPTIMISING, **paths)
+    environment = on_eight_devices(**OPTIMISING, **paths, count=count)
     result = process("-c", code, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -127,3 +128,22 @@ def test_one_device_sends_nothing():
     result = command("compile", "--topology=cpu:1", "--json", *SMALL_NETWORKS["lrunet"])
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["collectives"] == {}
+
+
+def sums_over_batch():
+    """Sums of whole numbers over devices whose number has no exact reciprocal."""
+    for count in (3, 41):
+        mesh = make_mesh(jax.devices()[:count])
+        for size in (count, count + 1):  # on shares, and whole on each
+
+            def correct(labels):
+                with batch_on(mesh, labels.size):
+                    own = jnp.sum(ops.own_share(labels))
+                    return ops.over_batch((), own)[1]
+
+            found = jax.jit(on_each_device(correct, mesh))(np.full(size, 3, np.int32))
+            assert int(found) == 3 * size, (count, size)
+
+
+def test_whole_numbers_stay_whole_on_any_number_of_devices():
+    in_eight("sums_over_batch", count=41)

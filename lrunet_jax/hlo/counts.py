@@ -129,7 +129,7 @@ def _counts(program, name):
             if part.opcode in _COLLECTIVES:
                 # On TPU the fusions that start it, go on with it and end it hold it.
                 channel = part.find(r"channel_id=(\d+)")
-                if part is not operation and channel in channels:
+                if channel and part is not operation and channel in channels:
                     continue
                 channels.add(channel)
                 kind = collectives.setdefault(part.opcode, {"count": 0, "bytes": 0})

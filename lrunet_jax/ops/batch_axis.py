@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -58,7 +59,7 @@ def resolve_axis() -> BatchAxis | None:
 
 
 def own_share(whole: T, *, dimension: int = 0) -> T:
-    """What this device has of arrays that lie along the whole batch.
+    """The part of arrays along the whole batch that this device has.
 
     Args:
       whole: a pytree of arrays.
@@ -85,12 +86,15 @@ def over_batch(means: Means, sums: Sums) -> tuple[Means, Sums]:
     if (axis := resolve_axis()) is None:
         return means, sums
     scalars, separate = ravel_pytree(sums)
+    if axis.shares == 1:  # each device has all of them; whole numbers stay so
+        first = lax.axis_index(axis.name) == 0
+        scalars = jnp.where(first, scalars, 0)
     # All at once, or compilers make one of those that are ready and one of the rest.
     ready = lax.optimization_barrier((means, scalars))
     totals, scalars = lax.psum(ready, axis.name)
     devices = lax.axis_size(axis.name)
     means = jax.tree.map(lambda total: total / devices, totals)
-    return means, separate(scalars * axis.shares / devices)
+    return means, separate(scalars)
 
 
 def mean_over_devices(means: T, axis: BatchAxis | None) -> T:
@@ -99,5 +103,5 @@ def mean_over_devices(means: T, axis: BatchAxis | None) -> T:
 
 
 def whole_count(count: int, axis: BatchAxis | None) -> int:
-    """What is `count` for a device's images, for the whole batch."""
+    """The count for the whole batch that is `count` for a device's images."""
     return count if axis is None else count * axis.shares

@@ -54,17 +54,19 @@ def _cpu(x, kernel, stride):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _cpu_by_channel(x, kernels, stride):
-    return shifted_sum(x, kernels, stride)
+    return shifted_sum(x, kernels, stride, lowering="cpu")
 
 
 def _cpu_forward(x, kernels, stride):
-    return shifted_sum(x, kernels, stride), (x, kernels)
+    return shifted_sum(x, kernels, stride, lowering="cpu"), (x, kernels)
 
 
 def _cpu_backward(stride, residuals, grad):
     x, kernels = residuals
     grad = split(grad, x.shape[0])
-    grad_x, grad_kernels = shifted_sum_gradients(x, kernels, grad, stride)
+    grad_x, grad_kernels = shifted_sum_gradients(
+        x, kernels, grad, stride, lowering="cpu"
+    )
     return grad_x, grad_kernels.astype(kernels.dtype)
 
 
@@ -91,7 +93,7 @@ def by_position(kernels: jax.Array) -> jax.Array:
 
 
 def shifted_sum(
-    x: jax.Array, kernels: jax.Array, stride: int = 1, lowering: str = "cpu"
+    x: jax.Array, kernels: jax.Array, stride: int = 1, *, lowering: str
 ) -> jax.Array:
     """Convolves x (C, H, W, B) with kernels (C, M, 3, 3) to (C * M, H, W, B)."""
     padded = materialise(pad(x[:, None]), lowering=lowering)
@@ -103,7 +105,8 @@ def shifted_sum_gradients(
     kernels: jax.Array,
     grad: jax.Array,
     stride: int = 1,
-    lowering: str = "cpu",
+    *,
+    lowering: str,
 ) -> tuple[jax.Array, jax.Array]:
     """The gradients of `shifted_sum` to x and to kernels, in their shapes.
 

@@ -8,7 +8,7 @@ code of it. All lowerings of an operator have the same arguments and results:
   convolution of 8 images, where this takes milliseconds.
 * `gpu`: LruNet's iteration alone, in few passes over whole arrays; other operators are
   those of `xla`. By XLA's program for an H100 a training step of N = 8, 256 images in
-  float32, moves 13.4 GB in 1,390 kernels; that of `xla` 26.4 GB in 2,120.
+  float32, moves 13.4 GB in 1,390 kernels; that of `xla` 23.6 GB in 2,120.
 * `tpu`: grouped kernels as dense ones that are zero off the diagonal, in blocks of
   128 channels, the width of a TPU's matrix unit, and one-hot products in place of
   gathers. LruNet's weights are permuted in place of its channels. By the TPU compiler's

@@ -80,7 +80,10 @@ def _folded_iteration(x, weights):
     def group(args):
         index, kernels, matrix, bias = args
         x_group = _shuffled_group(x, index, groups)
-        y = mix(matrix.astype(x.dtype), in_memory(shifted_sum(x_group, kernels)))
+        y = mix(
+            matrix.astype(x.dtype),
+            in_memory(shifted_sum(x_group, kernels, lowering="cpu")),
+        )
         out = relu(x_group + y + per_channel(bias), lowering="cpu")
         return out.astype(x.dtype)
 
@@ -100,7 +103,7 @@ def _forward(x, weights, axis):
     def group(args):
         index, w = args
         x_group = _shuffled_group(x, index, groups)
-        y = in_memory(shifted_sum(x_group, w.dw))
+        y = in_memory(shifted_sum(x_group, w.dw, lowering="cpu"))
         dw_moments = batch_moments(y, axis)
         folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
         z = mix(folded.astype(x.dtype), y)
@@ -129,7 +132,7 @@ def _backward(axis, residuals, gradients):
         index, w, dw_moments, moments, grad_out = args
         x_group = _shuffled_group(x, index, groups)
         # Forward once more.
-        y = in_memory(shifted_sum(x_group, w.dw))
+        y = in_memory(shifted_sum(x_group, w.dw, lowering="cpu"))
         dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
         folded = w.pw * (w.dw_norm.scale * dw_rsqrt)
         z = mix(folded.astype(x.dtype), y)
@@ -155,7 +158,7 @@ def _backward(axis, residuals, gradients):
         )
         # Depthwise and residual.
         grad_y = grad_y.reshape(x_group.shape[0], 2, *grad_y.shape[1:])
-        grad_x, grad_dw = shifted_sum_gradients(x_group, w.dw, grad_y)
+        grad_x, grad_dw = shifted_sum_gradients(x_group, w.dw, grad_y, lowering="cpu")
         grad_x = split(grad_x + grad_out, x_group.shape[0] // 2)
         return (
             (grad_x[:, 1], grad_x[:, 0]),

@@ -127,6 +127,8 @@ def make_eval_call(
     """
 
     def call(variables, split, batches):
+        assert batches.shape[1] % mesh.size == 0, "the devices must divide a batch"
+
         def body(metrics, indices):
             indices = ops.own_share(indices)
             places = jnp.maximum(indices, 0)
