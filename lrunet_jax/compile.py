@@ -3,10 +3,10 @@
     python -m lrunet_jax.compile --topology=v5e:2x4 --config=configs/lrunet.py:cifar10
     python -m lrunet_jax.compile --topology=h100:8 --largest --config.dtype=bfloat16
 
-The step is the one that `train.py` runs on such devices; those of TPUs beyond 2x4 are of
-several machines, on which it does not run yet. What it takes of memory and what it does
-is its compiler's word, by the text of the compiled program; no time is measured. Loops
-are counted as often as they run.
+The step is the one that `train.py` runs on such devices; TPUs beyond 2x4 are of several
+machines, on which it does not run yet. What it takes of memory and what it does is its
+compiler's word, by the text of the compiled program; no time is measured. Loops are
+counted as often as they run.
 """
 
 import argparse

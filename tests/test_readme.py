@@ -91,6 +91,17 @@ def test_the_table_is_that_of_the_published_checkpoints():
         assert cells[3] == cells[4] == accuracy
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/speed.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/devices.md", "docs/speed.md"]
+)
 def test_nothing_is_left_to_be_filled_in(name):
     assert re.findall(r"@[A-Z0-9]+@|TODO|FIXME", (ROOT / name).read_text()) == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/devices.md"])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    links = set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", text))
+    assert links
+    for link in links:
+        assert (ROOT / page).parent.joinpath(link).exists(), link
