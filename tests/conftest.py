@@ -125,6 +125,10 @@ def on_eight_devices(*, count: int = 8, **variables: str) -> dict[str, str]:
     return environment | {"XLA_FLAGS": flags, "NPROC": f"{8 * count}"}
 
 
+def _is_library(module):
+    return module.split(".")[0] in ("array_record", "grain")
+
+
 @contextlib.contextmanager
 def fresh_flags():
     """A context after which absl's flags are what they were."""
@@ -137,7 +141,9 @@ def fresh_flags():
     finally:
         flags.FLAGS.unparse_flags()
         for name in set(flags.FLAGS) - known:
-            delattr(flags.FLAGS, name)
+            # A library that is imported here first keeps its flags.
+            if not _is_library(flags.FLAGS.find_module_defining_flag(name)):
+                delattr(flags.FLAGS, name)
 
 
 def _to_the_end(function, *argv, cwd=ROOT):

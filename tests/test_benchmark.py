@@ -151,7 +151,10 @@ def test_all_are_the_published_networks(monkeypatch, capsys):
         (("--layer_reuse=0",), "model.layer_reuse is 0; it must be in [1, 1,000]"),
         (("--all", "--model=mobilenet"), "model is 'mobilenet'; it must be left out"),
         (("--all", "--layer_reuse=3"), "layer_reuse is 3; it must be left out with"),
-        (("--lowering=mapped",), "lowering is 'mapped'; known are auto, cpu, tpu, xla"),
+        (
+            ("--lowering=mapped",),
+            "lowering is 'mapped'; known are auto, cpu, gpu, tpu, xla",
+        ),
         (("--rounds=0",), "rounds is 0; it must be at least 1"),
         (("--rounds=3", "--torch"), "rounds is 3; it must be at least 5 with --torch"),
         (("--torch", "--dtype=bfloat16"), "dtype is 'bfloat16'; it must be float32"),

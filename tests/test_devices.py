@@ -25,14 +25,11 @@ SMALL = {"width_mult": 0.25, "layer_reuse": 2}
 BATCH = 64
 
 
-def train_on(devices, dtype, steps):
-    """The state after so many steps of the digits, with everything on."""
+def train_on(devices, dtype, images=None):
+    """The state after an epoch of the digits, or some of them, with everything on."""
     mesh = make_mesh(devices)
     split = data.load_split("digits", "train")
-    images, labels = split.images[:200], split.labels[:200]  # the last batch has 8
-    if steps > 4:  # or 29, which several devices do not divide
-        images, labels = split
-    split = data.Split(images, labels)
+    split = data.Split(split.images[:images], split.labels[:images])
     model = create_model("lrunet", drop=0.2, **SMALL)
     schedule = create_schedule(
         "cosine",
@@ -57,16 +54,28 @@ def train_on(devices, dtype, steps):
     split = jax.device_put(split, replicated(mesh))
     augmentation = data.Augmentation(size=32, padding=4, rotation=10.0, flip=True)
     loop = EpochLoop(state, split, augmentation, mesh, BATCH, 0, dtype)
-    states = loop.run(state, split, at_a_time=steps)
-    state = next(state for state in states if int(state.step) >= steps)
+    *_, state = loop.run(state, split)
     for leaf in jax.tree.leaves((state.learned(), state.opt_state, state.ema)):
         first, *others = (np.asarray(shard.data) for shard in leaf.addressable_shards)
         for other in others:
             np.testing.assert_array_equal(first, other, "replicas differ")
-    evaluate = make_eval_call(state.apply_fn, mesh, dtype)
+    return state, split, mesh
+
+
+def evaluated(state, split, mesh):
+    """The metrics and logits of its images."""
+    evaluate = make_eval_call(state.apply_fn, mesh, "float64")
     batches = data.eval_batches(len(split.labels), 1024)
-    tested, logits = evaluate(state.variables(), split, batches)
-    return jax.device_get((state, tested, logits))
+    return evaluate(state.variables(), split, batches)
+
+
+def assert_close(found, expected):
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        # Sums differ in their order, by 1e-16, and 23 steps make that larger; the
+        # metrics of the evaluation are float32.
+        tolerance = 1e-6 if a.dtype == np.float32 else 1e-12
+        allowed = tolerance * (1 + np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=allowed)
 
 
 def same_run():
@@ -74,21 +83,17 @@ def same_run():
     jax.config.update("jax_enable_x64", True)
     devices = jax.devices()
     assert len(devices) == 8
-    expected = train_on(devices[:1], "float64", steps=23)
+    one = train_on(devices[:1], "float64")
+    assert int(one[0].step) == 23  # the last of 29 images, which no other divides
     for count in (2, 4, 8):
-        found = train_on(devices[:count], "float64", steps=23)
-        for a, b in zip(*map(jax.tree.leaves, (expected, found)), strict=True):
-            # Sums differ in their order, by 1e-16, and 23 steps make that larger; the
-            # metrics of the evaluation are float32.
-            tolerance = 1e-6 if a.dtype == np.float32 else 1e-12
-            np.testing.assert_allclose(
-                a, b, rtol=0, atol=tolerance * (1 + np.abs(a).max())
-            )
+        several = train_on(devices[:count], "float64")
+        assert_close(several[0], one[0])
+    assert_close(evaluated(*several), evaluated(*one))
     jax.config.update("jax_enable_x64", False)
-    one, eight = (train_on(devices[:n], "float32", steps=1)[0] for n in (1, 8))
-    # A ReLU or a maximum may flip in the steps that follow.
-    np.testing.assert_allclose(one.metrics.loss, eight.metrics.loss, rtol=1e-6)
-    assert int(one.metrics.correct) == int(eight.metrics.correct)
+    one, eight = (train_on(devices[:n], "float32", BATCH)[0].metrics for n in (1, 8))
+    # A ReLU or a maximum may flip in the steps that follow the first.
+    np.testing.assert_allclose(one.loss, eight.loss, rtol=1e-6)
+    assert int(one.correct) == int(eight.correct)
 
 
 def in_eight(function, count=8):
