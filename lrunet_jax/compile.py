@@ -24,7 +24,7 @@ from lrunet_jax.cli import parse_flags, run
 from lrunet_jax.errors import require
 from lrunet_jax.memory import memory_by_kind, memory_taken, size
 from lrunet_jax.topologies import Topology
-from lrunet_jax.train.devices import make_mesh, replicated
+from lrunet_jax.train.devices import abstract, make_mesh
 from lrunet_jax.train.setup import fresh_state, setup
 from lrunet_jax.train.step import make_train_call
 from lrunet_jax.train.validate import validate, validate_with_data
@@ -77,8 +77,6 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     full, tail = data.train_batches(images, config.batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))
     mesh = make_mesh(topology.devices)
-    on_all = replicated(mesh)
-    abstract = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_all)
     train_set, test_set = (_split(n, dataset.image_shape) for n in dataset.num_images)
     automatic = config.lowering == "auto"
     lowering = ops.of_platform(topology.platform) if automatic else config.lowering
@@ -91,7 +89,7 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         # A last batch that the devices do not divide is whole on each of them.
         for batches in (full, tail) if tail.size % mesh.size else (full,):
             arguments = (state, train_set, batches, *map(np.int32, (0, 0)), key)
-            lowered = call.lower(*jax.tree.map(abstract, arguments))
+            lowered = call.lower(*abstract(arguments, mesh))
             options = topology.compiler_options
             programs.append(lowered.compile(compiler_options=options))
     program = programs[0]
@@ -116,9 +114,10 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     }
 
 
-def _split(count, image_shape) -> Any:
-    images = jax.ShapeDtypeStruct((count, *image_shape), "uint8")
-    return data.Split(images, jax.ShapeDtypeStruct((count,), "int32"))  # type: ignore[arg-type]
+def _split(count, image_shape):
+    images: Any = jax.ShapeDtypeStruct((count, *image_shape), "uint8")
+    labels: Any = jax.ShapeDtypeStruct((count,), "int32")
+    return data.Split(images, labels)
 
 
 def _largest(config, topology):

@@ -13,12 +13,11 @@ import numpy as np
 import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import AxisType
 
 import lrunet_jax
 from configs import digits
 from lrunet_jax import benchmark, create_model, data, ops
-from lrunet_jax.train.devices import replicated
+from lrunet_jax.train.devices import make_mesh, replicated
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import create_train_state
@@ -275,8 +274,7 @@ def test_all_devices_take_the_steps_of_one(row):
     batches, _ = data.train_batches(order, 8 * count)
     losses = {}
     for devices in (jax.devices()[:1], jax.devices()):
-        shape, types = (len(devices),), (AxisType.Auto,)
-        mesh = jax.make_mesh(shape, ("data",), types, devices=devices)
+        mesh = make_mesh(devices)
         put = lambda tree: jax.device_put(tree, replicated(mesh))
         call = make_train_call(augmentation, mesh)
         state = put(

@@ -10,6 +10,7 @@ from conftest import needs_torch, torch
 from configs import default
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.optim import create_optimizer, create_schedule
+from lrunet_jax.train.setup import setup
 
 
 def test_sgd_is_pytorch_s_on_every_parameter():
@@ -36,14 +37,7 @@ def test_sgd_is_pytorch_s_on_every_parameter():
     [(0, 0.1), (199.9, 0.1), (200, 0.01), (249.9, 0.01), (250, 0.001), (299.9, 0.001)],
 )
 def test_the_paper_s_schedule_falls_at_200_and_250(epoch, rate):
-    config = default.get_config()
-    schedule = create_schedule(
-        config.schedule,
-        config.learning_rate,
-        epochs=config.epochs,
-        decay_epochs=config.decay_epochs,
-        decay_factor=config.decay_factor,
-    )
+    _, schedule, _ = setup(default.get_config(), num_classes=10)
     np.testing.assert_allclose(schedule(epoch), rate, rtol=1e-6)
 
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 
 from lrunet_jax import create_model, data
+from lrunet_jax.train.devices import make_mesh
 from lrunet_jax.train.evaluation import make_eval_call
 from lrunet_jax.train.optim import create_optimizer
 from lrunet_jax.train.state import Metrics, create_train_state, cross_entropy
@@ -107,7 +107,7 @@ def test_metrics_are_sums_over_what_the_mask_keeps():
 
 def test_evaluation_counts_every_image_once_whatever_the_batch():
     state, split = small_state(), random_split(11)
-    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    mesh = make_mesh(jax.devices()[:1])
     evaluate = make_eval_call(state.apply_fn, mesh)
     found = [
         evaluate(state.variables(), split, data.eval_batches(11, batch))[0]
@@ -121,7 +121,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch():
 
 def test_calls_may_begin_and_end_anywhere():
     split = random_split(24)
-    mesh = jax.make_mesh((1,), ("data",), (AxisType.Auto,))
+    mesh = make_mesh(jax.devices()[:1])
     augment = data.Augmentation(size=16, padding=2, rotation=10.0, flip=True)
     call = make_train_call(augment, mesh)
     batches, key = np.arange(24, dtype=np.int32).reshape(6, 4), jax.random.key(3)

@@ -1,4 +1,4 @@
-"""What a compiled program does, counted in its text."""
+"""Counts of what a compiled program does, by its text."""
 
 from lrunet_jax.hlo.counts import Counts, count, count_step
 

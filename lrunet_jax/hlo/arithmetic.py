@@ -102,7 +102,7 @@ def _convolution(instruction, operands):
 
 @functools.cache
 def _meetings(length, size, results, stride, pad, image_step, kernel_step):
-    """How often, along one axis, an element of a kernel meets one of the image."""
+    """Counts how often an element of a kernel meets one of the image, along an axis."""
     return sum(
         place % image_step == 0 and 0 <= place < length * image_step
         for result in range(results)

@@ -51,7 +51,7 @@ _STRUCTURE = {
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What a program does on one device.
+    """Amounts of what a program does on one device.
 
     Attributes:
       kernels: operations that are launched. A fusion is one; loops, conditionals and
@@ -182,7 +182,7 @@ def _parts(program, name, operation):
 
 
 def _is_free(program, instruction):
-    """Whether nothing is launched; of an asynchronous pair its start is."""
+    """Tells whether nothing is launched; of an asynchronous pair its start is."""
     root = instruction
     if instruction.opcode == "fusion":
         root = program.root(instruction.called("calls"))

@@ -40,17 +40,17 @@ class Instruction:
 
     @property
     def is_float(self) -> bool:
-        """Whether the first array of the result has floating-point numbers."""
+        """Tells whether the first array of the result has floating-point numbers."""
         return self.shape.lstrip("(").startswith(("f", "bf", "c"))
 
     @property
     def target(self) -> str:
-        """What a custom call calls."""
+        """The name of what a custom call calls."""
         return self.find(r'custom_call_target="([^"]*)"') or ""
 
     @property
     def index(self) -> int:
-        """Which element a get-tuple-element gets."""
+        """The place of the element that a get-tuple-element gets."""
         return int(self.find(r"\bindex=(\d+)") or 0)
 
     def find(self, pattern: str) -> str | None:
@@ -143,7 +143,7 @@ def numbers(text: str, separator: str = ",") -> list[int]:
 
 
 def _instruction(name, shape, opcode, rest):
-    """Of `rest`, what stands behind the bracket that opens the arguments."""
+    """Makes an instruction; `rest` is what follows the bracket before its arguments."""
     depths = itertools.accumulate(
         ((character == "(") - (character == ")") for character in rest), initial=1
     )

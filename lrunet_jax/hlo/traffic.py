@@ -37,7 +37,7 @@ def _written(program, name, operation):
 
 
 def _read(program, name, value):
-    """What all readers of a value read of it, at most the whole."""
+    """The bytes that all readers of a value read of it, at most the whole."""
     readers = [i for i in program.computations[name].values() if value in i.operands]
     read = sum(_read_by(program, name, reader, value) for reader in readers)
     return min(program.computations[name][value].size, read)

@@ -1,4 +1,4 @@
-"""How often a loop of a program runs."""
+"""Trips of the loops of a program: how often each runs."""
 
 import itertools
 
@@ -41,7 +41,7 @@ def trips(program: Program, name: str, loop: Instruction) -> int | None:
 
 
 def _step(program, body, index):
-    """What each trip adds to an element of what the loop carries."""
+    """The number that each trip adds to an element of what the loop carries."""
     carried = _carried(program, body, index)
     if carried is None or carried.opcode != "add":
         return None
@@ -79,7 +79,7 @@ def _element(program, name, value, index):
 
 
 def _carried(program, body, index):
-    """What makes an element of what a loop carries to its next trip."""
+    """The instruction that makes an element of what a loop carries to its next trip."""
     root = program.root(body)
     if root.opcode == "tuple":
         return _origin(program, body, root.operands[index])

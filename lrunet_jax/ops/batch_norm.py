@@ -90,11 +90,11 @@ def _backward(lowering, axis, residuals, gradients):
     grad = gradients[0].astype(moments.mean.dtype)
     # Together, or `normal` is computed at the end of the forward pass and kept.
     x, grad = materialise((x, grad), lowering=lowering)
-    normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments))
+    normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments.variance))
     own = channel_mean(grad), channel_mean(grad * normal)
     mean_grad, mean_grad_normal = mean_over_devices(own, axis)
     grad_x = grad - per_channel(mean_grad) - normal * per_channel(mean_grad_normal)
-    grad_x = grad_x * per_channel(scale * rsqrt(moments))
+    grad_x = grad_x * per_channel(scale * rsqrt(moments.variance))
     grad_bias, grad_scale = (mean * x[0].size for mean in own)
     grads = grad_x, grad_scale, grad_bias
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
@@ -128,7 +128,7 @@ def normalise(
 ) -> jax.Array:
     """Computes (x - mean) / sqrt(variance + EPSILON) * scale + bias, in x's dtype."""
     centred = x - per_channel(moments.mean)
-    factor = per_channel(scale * rsqrt(moments))
+    factor = per_channel(scale * rsqrt(moments.variance))
     return (centred * factor + per_channel(bias)).astype(x.dtype)
 
 
@@ -138,9 +138,9 @@ def unbiased(moments: Moments, count: int) -> Moments:
     return lax.stop_gradient(moments._replace(variance=moments.variance * factor))
 
 
-def rsqrt(moments: Moments) -> jax.Array:
-    """Computes 1 / sqrt(variance + EPSILON), (C,)."""
-    return lax.rsqrt(moments.variance + EPSILON)
+def rsqrt(variance: jax.Array) -> jax.Array:
+    """Computes 1 / sqrt(variance + EPSILON), in its shape."""
+    return lax.rsqrt(variance + EPSILON)
 
 
 def per_channel(values: jax.Array) -> jax.Array:

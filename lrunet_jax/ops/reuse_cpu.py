@@ -105,7 +105,7 @@ def _forward(x, weights, axis):
         x_group = _shuffled_group(x, index, groups)
         y = in_memory(shifted_sum(x_group, w.dw, lowering="cpu"))
         dw_moments = batch_moments(y, axis)
-        folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments))
+        folded = w.pw * (w.dw_norm.scale * rsqrt(dw_moments.variance))
         z = mix(folded.astype(x.dtype), y)
         moments = batch_moments(z, axis)
         # The first norm's bias moves the mean of z alone, which the second norm
@@ -133,7 +133,7 @@ def _backward(axis, residuals, gradients):
         x_group = _shuffled_group(x, index, groups)
         # Forward once more.
         y = in_memory(shifted_sum(x_group, w.dw, lowering="cpu"))
-        dw_rsqrt, pw_rsqrt = rsqrt(dw_moments), rsqrt(moments)
+        dw_rsqrt, pw_rsqrt = rsqrt(dw_moments.variance), rsqrt(moments.variance)
         folded = w.pw * (w.dw_norm.scale * dw_rsqrt)
         z = mix(folded.astype(x.dtype), y)
         z = (z - per_channel(moments.mean)) * per_channel(pw_rsqrt)

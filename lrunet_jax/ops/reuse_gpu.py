@@ -39,11 +39,11 @@ from jax import lax
 from lrunet_jax.ops import reuse_xla
 from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_devices, whole_count
 from lrunet_jax.ops.batch_norm import (
-    EPSILON,
     Moments,
     Norm,
     channel_mean,
     per_channel,
+    rsqrt,
     unbiased,
 )
 from lrunet_jax.ops.blocks import merge, split
@@ -60,7 +60,7 @@ from lrunet_jax.ops.reuse_weights import ReuseMoments, ReuseWeights, fold
 
 
 class Carry(NamedTuple):
-    """What goes from one iteration to the next.
+    """The state of a block between two iterations.
 
     Attributes:
       x: (C, H, W, B), as in `reuse_xla`.
@@ -152,13 +152,13 @@ def _norms(weights, covariance, axis):
     own = jnp.diagonal(covariance, axis1=1, axis2=2)
     dw_variance = mean_over_devices(own, axis)
     dw_scale = split(weights.dw_norm.scale, weights.groups)
-    dw_factor = dw_scale * lax.rsqrt(dw_variance + EPSILON)
+    dw_factor = dw_scale * rsqrt(dw_variance)
     folded = by_group(weights.pw, weights.groups) * dw_factor[:, None]
     # Sums, not products: those would be kernels of their own. Over the last axis: S
     # is symmetric, and over another the parts that XLA adds up to S are read twice.
     product = jnp.sum(folded[:, :, None] * covariance[:, None], axis=3)
     pw_variance = mean_over_devices(jnp.sum(folded * product, axis=2), axis)
-    pw_rsqrt = lax.rsqrt(pw_variance + EPSILON)[..., None]
+    pw_rsqrt = rsqrt(pw_variance)[..., None]
     return _Norms(dw_variance, pw_variance, folded * pw_rsqrt, product * pw_rsqrt)
 
 
@@ -210,9 +210,9 @@ def _backward(axis, residuals, gradients):
     )
     mean_grad, mean_grad_z = mean_over_devices(own, axis)
     # Weights; their gradients are means over this device's pixels here.
-    dw_rsqrt = lax.rsqrt(norms.dw_variance + EPSILON)
+    dw_rsqrt = rsqrt(norms.dw_variance)
     dw_factor = split(weights.dw_norm.scale, groups) * dw_rsqrt
-    pw_rsqrt = lax.rsqrt(norms.pw_variance + EPSILON)
+    pw_rsqrt = rsqrt(norms.pw_variance)
     pw_factor = split(weights.pw_norm.scale, groups) * pw_rsqrt
     grad_folded = mean_grad_y - mean_grad_z[..., None] * norms.normal_covariance
     grad_folded = pw_factor[..., None] * grad_folded

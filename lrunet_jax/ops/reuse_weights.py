@@ -51,8 +51,8 @@ def fold(weights: ReuseWeights) -> tuple[jax.Array, jax.Array]:
     dw_moments, pw_moments = dw_norm.running, pw_norm.running
     assert dw_moments is not None, "the moments of the batch are not known here"
     assert pw_moments is not None, "the moments of the batch are not known here"
-    dw_factor = dw_norm.scale * rsqrt(dw_moments)
-    pw_factor = pw_norm.scale * rsqrt(pw_moments)
+    dw_factor = dw_norm.scale * rsqrt(dw_moments.variance)
+    pw_factor = pw_norm.scale * rsqrt(pw_moments.variance)
     matrices, groups = by_group(weights.pw, weights.groups), weights.groups
     dw_bias = split(dw_norm.bias - dw_factor * dw_moments.mean, groups)
     shift = merge(jnp.einsum("goi,gi->go", matrices, dw_bias)) - pw_moments.mean

@@ -25,6 +25,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, SAME_ON_ALL)
 
 
+def abstract(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of a pytree's arrays, as of arrays that each device has all of."""
+    sharding = replicated(mesh)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
+    )
+
+
 def on_each_device(
     function: Callable[..., Any], mesh: Mesh, out_specs: Any = SAME_ON_ALL
 ) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from lrunet_jax.models import leaf_names
 from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.workdir import Workdir
-from lrunet_jax.train.devices import make_mesh, replicated
+from lrunet_jax.train.devices import abstract, make_mesh, replicated
 from lrunet_jax.train.divergence import describe_divergence
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
@@ -94,13 +94,10 @@ def _train(config, run, data_dir):
     print(f"workdir  {run.path}", flush=True)
     input_stats = data.input_stats(splits[0]) if config.normalise else {}
     create = functools.partial(fresh_state, config, model, tx, shape, input_stats)
-    example, *abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=on_all),
-        (jax.eval_shape(create), *splits),
-    )
+    example, *sets = abstract((jax.eval_shape(create), *splits), mesh)
     init_from = "" if run.has_checkpoints() else config.init_from
     given = weights_for(model, example.learned(), init_from) if init_from else {}
-    compiled = functools.cache(lambda: _compile(config, mesh, example, *abstract))
+    compiled = functools.cache(lambda: _compile(config, mesh, example, *sets))
     if run.epochs_done() < config.epochs:
         compiled()
 

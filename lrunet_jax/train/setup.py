@@ -1,4 +1,4 @@
-"""What a config describes: a network, its optimiser, and the state to begin with."""
+"""A network, its optimiser and the state to begin with, as a config describes them."""
 
 import jax
 import ml_collections
