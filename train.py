@@ -15,6 +15,7 @@ from absl import flags
 from lrunet_jax import train_and_evaluate
 from lrunet_jax.cli import parse_flags, run
 from lrunet_jax.output import drop_unwritten
+from lrunet_jax.train.processes import join
 from lrunet_jax.train.signals import ignore_stop_signals
 
 WORKDIR = flags.DEFINE_string(
@@ -22,6 +23,26 @@ WORKDIR = flags.DEFINE_string(
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir", "", "Directory of TFDS; by default TFDS_DATA_DIR."
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "Where several processes train together: 'auto' on a TPU pod and under SLURM, or "
+    "HOST:PORT of the first process.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 0, "With --coordinator=HOST:PORT: how many."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", -1, "With --coordinator=HOST:PORT: which one this is, from 0."
+)
+HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout_seconds",
+    100,
+    "After which a process that is silent ends the others.",
+)
+PROFILE = flags.DEFINE_string(
+    "profile", "", "Directory for a trace of five steps, by jax.profiler."
 )
 COMPILATION_CACHE = flags.DEFINE_bool(
     "compilation_cache", True, "Keep compiled programs in the user's cache."
@@ -34,8 +55,14 @@ def main() -> None:
     config = parse_flags(sys.argv, default_config=str(configs / "digits.py"))
     if not COMPILATION_CACHE.value:
         jax.config.update("jax_enable_compilation_cache", False)
+    join(
+        COORDINATOR.value,
+        NUM_PROCESSES.value,
+        PROCESS_ID.value,
+        HEARTBEAT_TIMEOUT.value,
+    )
     workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
-    train_and_evaluate(config, workdir, DATA_DIR.value)
+    train_and_evaluate(config, workdir, DATA_DIR.value, PROFILE.value)
     ignore_stop_signals()
     drop_unwritten(sys.stdout)  # what it printed is in the workdir as well
 

@@ -19,6 +19,7 @@ from lrunet_jax.errors import DivergedError, InputError, TroubleError, in_one_li
 from lrunet_jax.models import create_model, model_fields
 from lrunet_jax.output import OutputError, named_output
 from lrunet_jax.programs import keep_compiled_programs
+from lrunet_jax.train.processes import exit_process
 from lrunet_jax.verbosity import NOTHING
 
 flags.disclaim_key_flags()  # help lists --config among those of the command
@@ -228,4 +229,4 @@ def _last_line(message):
 
 def _fail(message, status):
     print(message, file=sys.stderr, flush=True)
-    sys.exit(status)
+    exit_process(status)

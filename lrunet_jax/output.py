@@ -78,15 +78,19 @@ def named_output() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unbreakable_output() -> Iterator[None]:
+def unbreakable_output(*, silent: bool = False) -> Iterator[None]:
     """A context in which printing never fails, to standard output and to error.
 
     What can't be written, as the reader has gone or the disk is full, is dropped. What
     is printed after a full disk has room again is written.
+
+    Args:
+      silent: drop everything.
     """
     with contextlib.ExitStack() as stack:
         nowhere = stack.enter_context(_nowhere())
         out, err = sys.stdout or nowhere, sys.stderr or nowhere
+        out, err = (nowhere, nowhere) if silent else (out, err)
         out, err = cast(TextIO, _Unbreakable(out)), cast(TextIO, _Unbreakable(err))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))

@@ -8,10 +8,9 @@ grey markers.
 
 import argparse
 
-from etils import epath
-
 from lrunet_jax.cli import run
 from lrunet_jax.errors import InputError, in_one_line, require
+from lrunet_jax.files import find_path
 from lrunet_jax.runs.curves import Reference, plot_groups
 from lrunet_jax.runs.groups import read_groups
 from lrunet_jax.weights.published import PUBLISHED
@@ -29,7 +28,7 @@ def main() -> None:
         "--out", required=True, help=f"the picture, with {' or '.join(FORMATS)}"
     )
     args = parser.parse_args()
-    path = epath.Path(args.out).expanduser()
+    path = find_path("out", args.out)
     allowed = f"a file name with {', '.join(FORMATS)}"
     require(path.suffix in FORMATS, "out", args.out, allowed)
     groups = read_groups(args.runs)
@@ -47,7 +46,7 @@ def main() -> None:
     ]
     try:
         plot_groups(groups, path, published)
-    except (ImportError, OSError) as error:  # of gs:// without its library
+    except Exception as error:  # remote storage has errors of its own
         raise InputError(
             f"out is {args.out!r}, which can't be written: {in_one_line(error)}"
         ) from None

@@ -266,10 +266,10 @@ def test_what_a_directory_is_made_of_appears_whole_or_not_at_all(
 ):
     stored = open_model(lru1)
 
-    def no_rename(self, target):
+    def no_rename(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pathlib.Path.rename", no_rename)
+    monkeypatch.setattr("os.rename", no_rename)
     with pytest.raises(InputError, match="can't be written: OSError: no space left"):
         save_model(stored, str(tmp_path / "a"))
     assert list(tmp_path.iterdir()) == []

@@ -9,13 +9,14 @@ from lrunet_jax.data.batches import (
 )
 from lrunet_jax.data.info import DatasetInfo, dataset_info
 from lrunet_jax.data.pixels import input_stats, to_float
-from lrunet_jax.data.sources import Split, load_split
+from lrunet_jax.data.sources import Split, digest, load_split
 
 __all__ = [
     "Augmentation",
     "DatasetInfo",
     "Split",
     "dataset_info",
+    "digest",
     "epoch_order",
     "eval_batches",
     "input_stats",

@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import io
+import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from etils import epath
 from lrunet_jax.data.digits import read_digits
 from lrunet_jax.data.info import dataset_info
 from lrunet_jax.data.tfds import open_split
-from lrunet_jax.files import write_whole
+from lrunet_jax.files import one_at_a_time, write_whole
 
 
 class Split(NamedTuple):
@@ -30,6 +31,7 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     A directory that TFDS has prepared in array_record form is read without
     TensorFlow. TensorFlow is needed to read one in tfrecord form, and to download and
     prepare a data set that is not there. A decoded split is kept in the user's cache.
+    Of several processes of a machine one prepares and decodes, and the others wait.
 
     Args:
       name: a data set that `dataset_info` knows.
@@ -43,18 +45,32 @@ def load_split(name: str, split: str, data_dir: str = "") -> Split:
     dataset_info(name)
     if name == "digits":
         return Split(*read_digits(split))
-    files, decode = open_split(name, split, data_dir)
-    return _decoded_once(f"{name}-{split}", files, decode)
+    cache = platformdirs.user_cache_path("lrunet_jax") / "images"
+    with one_at_a_time(cache / f"{name}.lock"):
+        files, decode = open_split(name, split, data_dir)
+        return _decoded_once(cache, f"{name}-{split}", files, decode)
+
+
+def digest(splits: Sequence[Split]) -> str:
+    """The SHA-256 of all images and labels of some splits."""
+    total = hashlib.sha256()
+    for split in splits:
+        for array in split:
+            total.update(f"{array.dtype} {array.shape}\n".encode())
+            total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _decoded_once(
-    name: str, files: list[str], decode: Callable[[], dict[str, np.ndarray]]
+    directory: pathlib.Path,
+    name: str,
+    files: list[str],
+    decode: Callable[[], dict[str, np.ndarray]],
 ) -> Split:
     """Decodes `files` once and keeps the split: decoding takes half of a start."""
     stats = [epath.Path(file).stat() for file in files]
     key = repr([(f, s.length, s.mtime) for f, s in zip(files, stats, strict=True)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    directory = platformdirs.user_cache_path("lrunet_jax") / "images"
     path = directory / f"{name}-{digest}.npz"
     absent = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # or broken
     with contextlib.suppress(*absent), path.open("rb") as file:

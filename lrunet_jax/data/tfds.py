@@ -1,13 +1,17 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow where that is possible."""
 
+import contextlib
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.verbosity import unlogged
 
 
@@ -54,11 +58,16 @@ def open_split(
     import tensorflow_datasets as tfds
 
     files = builder.info.splits[split].filepaths
-    if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        return files, lambda: _decode_array_records(builder.as_data_source(split=split))
-    if _has_tensorflow():
-        whole = {"split": split, "batch_size": -1}
-        return files, lambda: tfds.as_numpy(builder.as_dataset(**whole))
+    is_record = builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD
+
+    def decode():
+        with _local(builder, split) as local:
+            if is_record:
+                return _decode_array_records(local.as_data_source(split=split))
+            return tfds.as_numpy(local.as_dataset(split=split, batch_size=-1))
+
+    if is_record or _has_tensorflow():
+        return files, decode
     raise InputError(
         f"data_dir is {directory!r}, where {name} is in tfrecord form, which needs "
         "TensorFlow to read: pip install tensorflow, or prepare it with "
@@ -68,7 +77,24 @@ def open_split(
 
 def _directory(data_dir):
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return os.path.expanduser(data_dir)
+    return str(find_path("data_dir", data_dir))
+
+
+@contextlib.contextmanager
+def _local(builder, split):
+    """The builder, of a copy if it is on remote storage: array_record needs one."""
+    if not is_remote(builder.data_dir):
+        yield builder
+        return
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as name:
+        facts = [
+            p for p in builder.data_path.iterdir() if p.suffix in (".json", ".txt")
+        ]
+        for file in [*facts, *builder.info.splits[split].filepaths]:
+            (epath.Path(name) / file.name).write_bytes(file.read_bytes())
+        yield tfds.builder_from_directory(name)
 
 
 @unlogged()

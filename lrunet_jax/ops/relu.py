@@ -10,6 +10,7 @@ and one of MobileNetV2, with ReLU6, by a clamp, 1.4 % fewer than by selections.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,5 +48,6 @@ def _clamp(x, largest=math.inf):
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), largest, x.dtype))
 
 
-_RELU = {"cpu": _selection, "tpu": jax.nn.relu, "xla": _clamp}
+_Function = Callable[..., jax.Array]
+_RELU: dict[str, _Function] = {"cpu": _selection, "tpu": jax.nn.relu, "xla": _clamp}
 _RELU6 = {"cpu": _selection, "xla": _clamp}

@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lrunet_jax.runs.digest import array_digests, json_digests
 from lrunet_jax.runs.record import Line, accuracy_of
-from lrunet_jax.runs.restoring import steps_in
+from lrunet_jax.runs.restoring import alone, steps_in
 
 
 class Checkpoints:
@@ -26,6 +28,7 @@ class Checkpoints:
     def __init__(self, directory: epath.Path):
         """Opens the directory, and makes it if need be."""
         self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self._saved_at = time.monotonic()
         self._latest: int | None = None  # that was begun
         policies = [
@@ -35,8 +38,9 @@ class Checkpoints:
             ),
         ]
         items = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        json = ocp.JsonCheckpointHandler()
-        items.add("state", ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler())
+        json = ocp.JsonCheckpointHandler(multiprocessing_options=alone())
+        arrays = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
+        items.add("state", ocp.args.PyTreeSave, arrays)
         for name in ("config", "record", "digest"):
             items.add(name, ocp.args.JsonSave, json)
         self._manager = ocp.CheckpointManager(
@@ -45,6 +49,8 @@ class Checkpoints:
                 best_fn=accuracy_of,
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
+                create=False,
+                multiprocessing_options=alone(),
             ),
             handler_registry=items,
         )
@@ -68,7 +74,10 @@ class Checkpoints:
         """
         self._saved_at = time.monotonic()
         before, self._latest = self._latest, step
-        fields, record = array_fields(state), {"lines": list(lines)}
+        # Copies, as the state's memory is given to the next step. Arrays that other
+        # processes have as well would be written by all of them.
+        fields = jax.tree.map(np.array, array_fields(state))
+        record = {"lines": list(lines)}
         plain = {"config": config, "record": record}
         plain |= {} if test is None else {"metrics": test}
         items = json_digests({"step": step, **plain})

@@ -1,5 +1,7 @@
 """TensorBoard's events of a run."""
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Mapping
 
@@ -8,9 +10,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from lrunet_jax.files import is_remote, write_whole
+
 
 class Events:
-    """A file of events, written at once.
+    """A file of events, written at once; on remote storage, anew after each step.
 
     `tensorboardX.SummaryWriter` writes in a thread, which ends silently where a disk
     is full; then the run waits for it for ever.
@@ -23,7 +27,12 @@ class Events:
           OSError: if it can't be written, as in the methods.
         """
         directory.mkdir(exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"))
+        self._directory = self._local = directory
+        self._open = contextlib.ExitStack()
+        if is_remote(directory):
+            temporary = self._open.enter_context(tempfile.TemporaryDirectory())
+            self._local = epath.Path(temporary)
+        self._writer = EventsWriter(str(self._local / "events"))
         if step:
             start = SessionLog(status=SessionLog.START)
             self._write(session_log=start, step=step + 1)
@@ -33,10 +42,14 @@ class Events:
         for name, value in values.items():
             self._write(summary=scalar(name, value), step=step)
         self._writer.flush()
+        if self._local != self._directory:
+            for file in self._local.iterdir():
+                write_whole(self._directory / file.name, file.read_bytes())
 
     def close(self) -> None:
         """Closes the file."""
-        self._writer.close()
+        with self._open:
+            self._writer.close()
 
     def _write(self, **fields):
         self._writer.write_event(Event(wall_time=time.time(), **fields))

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from etils import epath
-
 from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.models import create_model, summarise
 from lrunet_jax.runs.config import flatten, read_config
 from lrunet_jax.runs.record import Line, accuracy_of, read_lines
@@ -129,11 +128,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def _resolve(path):
-    return os.path.realpath(os.path.expanduser(path))
+    found = find_path("run", path)
+    return str(found if is_remote(found) else os.path.realpath(found))
 
 
 def _read_run(path):
-    workdir = epath.Path(path)
+    workdir = find_path("run", path)
     try:
         config, lines = read_config(workdir), read_lines(workdir)
         for line in lines:
@@ -168,9 +168,9 @@ def _require_numbers(fields, *names):
 
 def _labels(groups):
     """The common start of the paths of each group, as short as it can be."""
-    folders = [os.path.dirname(run.path) for runs in groups for run in runs]
-    root = os.path.commonpath(folders)
-    names = [[os.path.relpath(run.path, root) for run in runs] for runs in groups]
+    parts = [[run.path.split("/") for run in runs] for runs in groups]
+    above = len(_common_start([path[:-1] for of_group in parts for path in of_group]))
+    names = [["/".join(path[above:]) for path in of_group] for of_group in parts]
     listed = [", ".join(of_group) for of_group in names]
     short = [_common_start(of_group).rstrip("-_./ ") for of_group in names]
     return short if all(short) and len(set(short)) == len(short) else listed

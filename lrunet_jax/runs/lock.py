@@ -1,14 +1,19 @@
 """The lock of a workdir: one run has one writer."""
 
 import contextlib
+import datetime
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from etils import epath
 
 from lrunet_jax.errors import InputError
+from lrunet_jax.files import is_remote, write_whole
+
+SECONDS_TO_APPEAR = 20.0  # of a file on a disk that is shared by hosts
 
 
 @contextlib.contextmanager
@@ -16,7 +21,9 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
     """A context that holds the lock on a file, which is made if it is missing.
 
     The lock is the system's, and ends with its process, however that ends; the file
-    stays. On a file system without locks nothing is held.
+    stays. On remote storage, and on a file system without locks, nothing is held: of
+    two writers the later one signs, and the earlier one sees that it is not there any
+    more.
 
     Args:
       path: of the file.
@@ -29,6 +36,14 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
       InputError: if another process, or another call in this one, holds it.
       OSError: if the file can't be opened.
     """
+    since = datetime.datetime.now().isoformat(" ")
+    signature = f"process {os.getpid()} on {socket.gethostname()}, since {since},\n"
+    if is_remote(path):
+        if sign:
+            write_whole(path, signature)
+            print(f"not locked: {path.parent} is on remote storage, without locks")
+        yield lambda: is_signed(path, signature)
+        return
     import fcntl  # which Windows has not
 
     with open(path, "a+", errors="replace") as file:
@@ -45,7 +60,7 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
             print(f"not locked: {path.parent} is on a file system without locks")
         if sign:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(signature)
             file.flush()
 
         def is_there():
@@ -54,3 +69,28 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
             )
 
         yield is_there
+
+
+def is_signed(path: epath.Path, signature: str) -> bool:
+    """Tells whether a lock's file is there, with this content."""
+    try:
+        return path.read_text() == signature
+    except OSError:
+        return False
+
+
+def require_signed(path: epath.Path, signature: str) -> None:
+    """Waits until a lock's file, which another process has signed, is seen here too.
+
+    Raises:
+      InputError: if it is not.
+    """
+    deadline = time.monotonic() + SECONDS_TO_APPEAR
+    while not is_signed(path, signature):
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"workdir is {str(path.parent)!r}, which is not the same directory on "
+                f"{socket.gethostname()} as for the first process; it must be one that "
+                "all hosts share"
+            )
+        time.sleep(0.2)

@@ -61,8 +61,7 @@ def restore_latest(directory: epath.Path, wanted: Wanted) -> Checkpoint | None:
 
     Args:
       directory: of the run's checkpoints.
-      wanted: gives the fields to read. Where its arrays have shardings, those that are
-        read get them; else they are NumPy arrays.
+      wanted: gives the fields to read.
 
     Raises:
       InputError: if there are checkpoints, but all are damaged, and from `wanted`.
@@ -146,6 +145,16 @@ def steps_in(directory: epath.Path) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Options by which Orbax reads and writes without a word to other processes."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process,
+        active_processes={process},
+        barrier_sync_key_prefix=f"process_{process}",
+    )
+
+
 def require_same_leaves(target: Any, stored: Any) -> None:
     """Compares names, shapes and dtypes, as Orbax casts silently.
 
@@ -198,7 +207,7 @@ def _read(path, wanted, whole=False):
     """Reads a checkpoint, perhaps the whole of its state; any error may be damage."""
     items, digests = _plain_items(path)
     config = translate(items["config"])
-    fields = _restore_fields(path / "state", wanted(config), whole)
+    fields = restore_arrays(path / "state", wanted(config), whole=whole)
     if digests is not None:
         stored = digests["state"]
         if not whole:
@@ -216,15 +225,15 @@ def _read(path, wanted, whole=False):
 
 def _plain_items(path):
     """The items of a checkpoint beside arrays, and its digests; None without any."""
-    digests = _json(path / "digest" / "metadata")
-    found = {name: _json(path / name / file) for name, file in PLAIN_FILES.items()}
+    digests = read_json(path / "digest" / "metadata")
+    found = {name: read_json(path / name / file) for name, file in PLAIN_FILES.items()}
     items = {name: value for name, value in found.items() if value is not None}
     if digests is not None:
         named = items | {"step": int(path.name)}
         require_digests(digests["items"], json_digests(named))
     if "record" in items:
         require_lines(items["record"]["lines"])
-    _json(path / "_CHECKPOINT_METADATA")  # Orbax reads it when the run goes on
+    read_json(path / "_CHECKPOINT_METADATA")  # Orbax reads it when the run goes on
     if "metrics" in items:
         accuracy = accuracy_of(items["metrics"])
         if type(accuracy) not in (int, float) or not 0 <= accuracy <= 1:
@@ -232,8 +241,13 @@ def _plain_items(path):
     return items, digests
 
 
-def _json(path):
-    """The JSON object in a file; None where its directory is missing."""
+def read_json(path: epath.Path) -> dict[str, Any] | None:
+    """The JSON object in a file of an item; None where its directory is missing.
+
+    Raises:
+      OSError: if it can't be read.
+      ValueError: if it holds anything else.
+    """
     if not path.parent.exists():
         return None
     value = json.loads(path.read_bytes())
@@ -242,25 +256,36 @@ def _json(path):
     return value
 
 
-def _restore_fields(directory, target, whole):
-    """The fields of `target`: in its shardings, where it has any, else in NumPy."""
-    handler = ocp.PyTreeCheckpointHandler()
+def names_of_arrays(directory: epath.Path) -> set[str]:
+    """The names of an item's pytrees of arrays; errors as in `restore_arrays`."""
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
+    return set(handler.metadata(directory).tree)
+
+
+def restore_arrays(
+    directory: epath.Path, target: dict[str, Any], *, whole: bool
+) -> dict[str, Any]:
+    """The arrays of an item, in NumPy.
+
+    Args:
+      directory: of the item.
+      target: a dict of pytrees of abstract arrays, with the names to read; other
+        arrays, or none, are an error.
+      whole: whether the item has no names but those of `target`.
+
+    Raises:
+      ValueError: that names the first array that differs; Orbax has other errors.
+    """
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
     stored = handler.metadata(directory).tree
     if not whole:
         stored = {name: stored.get(name, {}) for name in target}
     require_same_leaves(target, translate(stored))
-    wanted = leaves_by_name(target)
-
-    def restore_args(path, _):
-        sharding = getattr(wanted.get(leaf_name(path)), "sharding", None)
-        if sharding is None:
-            return ocp.RestoreArgs(restore_type=np.ndarray)
-        return ocp.ArrayRestoreArgs(sharding=sharding)
-
     abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    in_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
     arguments = ocp.args.PyTreeRestore(
         jax.tree.map(abstract, stored),
-        restore_args=jax.tree_util.tree_map_with_path(restore_args, stored),
+        restore_args=jax.tree.map(in_numpy, stored),
         partial_restore=True,
     )
     found = leaves_by_name(translate(handler.restore(directory, args=arguments)))

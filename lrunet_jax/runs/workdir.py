@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from etils import epath
 
 from lrunet_jax.errors import InputError, TroubleError, in_one_line
+from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
 from lrunet_jax.runs.curves import plot_run
@@ -51,8 +52,8 @@ class Workdir:
         self._open = contextlib.ExitStack()  # what is to be closed before
         self._latest: tuple | None = None  # the arguments of the latest save
         self._damaged_config = ""
+        self.path = find_path("workdir", workdir)
         with self._must_be_usable():
-            self.path = epath.Path(workdir).expanduser().resolve()
             _require_writable(self.path)
             if os.path.isfile(self.path / "lock"):
                 with locked(self.path / "lock", sign=False):
@@ -89,6 +90,11 @@ class Workdir:
                 if kind is None:
                     raise self._trouble(error) from error
 
+    def signature(self) -> str:
+        """What this process has written into the lock's file."""
+        with self._must_be_usable():
+            return (self.path / "lock").read_text()
+
     def has_checkpoints(self) -> bool:
         """Tells whether there is a checkpoint to go on from, perhaps a damaged one."""
         with self._must_be_usable():
@@ -103,7 +109,7 @@ class Workdir:
         """The latest checkpoint.
 
         Args:
-          fresh: a state, whose shapes, dtypes and shardings are taken.
+          fresh: a state, whose shapes and dtypes are taken.
 
         Returns:
           The checkpoint, and the fields of the config that have changed, with their old
@@ -182,14 +188,21 @@ class Workdir:
           TroubleError: if the disk does not take it.
         """
         try:
-            plot_run(self.record.lines, self.curves)
-        except OSError as error:
+            plot_run(self.record.lines, self.path / "curves.png")
+        except Exception as error:  # remote storage has errors of its own
             raise self._trouble(error) from error
 
-    @property
-    def curves(self) -> epath.Path:
-        """The file of the drawing."""
-        return self.path / "curves.png"
+    def lines(self) -> Sequence[Line]:
+        """The lines of the record."""
+        return self.record.lines
+
+    def minutes_since_save(self) -> float:
+        """The time since the last checkpoint was begun, or the first could be."""
+        return self.checkpoints.minutes_since_save()
+
+    def latest_checkpoint(self) -> str:
+        """The newest checkpoint's directory, once it is written; empty without any."""
+        return str(self.checkpoints.latest_path() or "")
 
     def _check(self):
         """Compares the config of the newest checkpoint, or the one written, with ours.
@@ -230,7 +243,12 @@ class Workdir:
                 f"workdir is {self._name!r}, which can't be used: {error}; it must be "
                 "a directory that can be written"
             ) from None
-        except OSError as error:
+        except (InputError, TroubleError):
+            raise
+        except Exception as error:
+            if not isinstance(error, OSError) and not is_remote(self.path):
+                raise
+            # Remote storage has errors of its own.
             raise TroubleError(
                 f"{self._name} can't be used now: {in_one_line(error)}"
             ) from error
@@ -250,6 +268,7 @@ class Workdir:
         with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
             if not self._lock_is_there():
                 self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / "lock").touch(exist_ok=False)  # or another one writes here
                 stack.enter_context(locked(self.path / "lock", sign=True))
             if not self.checkpoints.is_whole(self._latest[0]):
                 if saved.exists():
@@ -263,7 +282,9 @@ class Workdir:
 
 
 def _require_writable(path):
-    """Raises an OSError unless a directory is writable, or can be made."""
+    """Raises an OSError unless a local directory is writable, or can be made."""
+    if is_remote(path):  # which only a write can tell
+        return
     while not path.exists():
         path = path.parent
     if not path.is_dir():

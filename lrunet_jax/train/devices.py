@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lrunet_jax import ops
@@ -31,6 +32,17 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree
     )
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+    """Puts a pytree's NumPy arrays, which all processes have, on all devices."""
+    sharding = replicated(mesh)
+
+    def put(array):
+        part = lambda index: np.asarray(array[index])
+        return jax.make_array_from_callback(np.shape(array), sharding, part)
+
+    return jax.tree.map(put, tree)
 
 
 def on_each_device(

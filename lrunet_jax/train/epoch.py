@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lrunet_jax import data
 from lrunet_jax.memory import memory_taken
+from lrunet_jax.train import processes
 from lrunet_jax.train.devices import replicated
 from lrunet_jax.train.state import TrainState
 from lrunet_jax.train.step import make_train_call
@@ -58,7 +59,8 @@ class EpochLoop:
         self._num_images = train_set.labels.shape[0]
         self._batch_size = batch_size
         self._seed = seed
-        self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
+        on_all = replicated(mesh)
+        self._key = jax.jit(lambda: jax.random.key(seed), out_shardings=on_all)()
         self._steps = 1
         call = make_train_call(augmentation, mesh, dtype)
         self._programs: list[Any] = [
@@ -96,9 +98,10 @@ class EpochLoop:
                 began = time.perf_counter()
                 state = program(state, train_set, batches, start, stop, self._key)
                 jax.block_until_ready(state.step)
-                seconds = (time.perf_counter() - began) / (stop - start)
+                seconds = processes.largest(time.perf_counter() - began)
                 # Slowly upwards: one short call must not make the next one endless.
-                self._steps = min(steps_per_call(seconds), 4 * self._steps)
+                steps = steps_per_call(seconds / (stop - start))
+                self._steps = min(steps, 5 * self._steps)
                 step = offset + stop
                 yield state
         self._before = None

@@ -9,15 +9,21 @@ import ml_collections
 
 from lrunet_jax import data, ops
 from lrunet_jax.errors import DivergedError
+from lrunet_jax.files import find_path
 from lrunet_jax.memory import require_memory, size
 from lrunet_jax.models import leaf_names
 from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
+from lrunet_jax.runs.checkpoints import array_fields
+from lrunet_jax.runs.config import flatten
+from lrunet_jax.runs.lock import require_signed
 from lrunet_jax.runs.workdir import Workdir
-from lrunet_jax.train.devices import abstract, make_mesh, replicated
+from lrunet_jax.train import processes
+from lrunet_jax.train.devices import abstract, make_mesh, place
 from lrunet_jax.train.divergence import describe_divergence
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import compile_evaluation
+from lrunet_jax.train.profile import profiled
 from lrunet_jax.train.progress import Progress, duration
 from lrunet_jax.train.report import (
     print_data,
@@ -37,7 +43,10 @@ from lrunet_jax.weights.loading import weights_for
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: str, data_dir: str = ""
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    data_dir: str = "",
+    profile: str = "",
 ) -> TrainState:
     """Trains `config.model` on `config.dataset`; resumes the run in `workdir`, if any.
 
@@ -48,66 +57,80 @@ def train_and_evaluate(
     programs are kept in the user's cache, see `keep_compiled_programs`. Output that
     can't be written any more stops nothing.
 
+    After `jax.distributed.initialize` all processes call it with the same arguments and
+    train together. They stop together, the first of them writes and prints, and a
+    signal may come to any of them.
+
     Args:
       config: as `configs/default.py` documents it.
       workdir: for checkpoints, `metrics.jsonl`, `config.json`, `curves.png` and
         TensorBoard events; locked while the run trains.
       data_dir: of TFDS, see `data.load_split`.
+      profile: a directory for a trace of some steps, see `profiled`; empty for none.
 
     Returns:
       The last state.
 
-    Raises:
+    Raises, in the first process, where the others raise SystemExit:
       InputError: for a bad value, before anything is written in `workdir`, and for a
         program that needs more memory than the device has.
       DivergedError: when the loss or the weights are not finite any more.
       TroubleError: when `workdir` can't be read or written.
     """
-    with unbreakable_output():
+    with unbreakable_output(silent=not processes.is_first()):
         keep_compiled_programs()
-        validate(config, jax.device_count())
+        processes.each(lambda: validate(config, jax.device_count()))
         with (
             ops.lowering(config.lowering),
             jax.default_matmul_precision(config.matmul_precision),
         ):
-            return _train(config, Workdir(workdir, config), data_dir)
+            return _train(config, workdir, data_dir, profile)
 
 
-def _train(config, run, data_dir):
+def _train(config, workdir, data_dir, profile):
     """Does what `train_and_evaluate` does, with valid values.
 
     Neither data nor state lie on a device before the programs are compiled, and nothing
     is written before everything is known to be good.
     """
-    dataset = data.dataset_info(config.dataset, data_dir)
-    model, schedule, tx = setup(config, dataset.num_classes)
+    path = processes.each(lambda: find_path("workdir", workdir))
+    traces = processes.each(lambda: find_path("profile", profile) if profile else None)
+    run = processes.OnFirst(lambda: Workdir(workdir, config))
+    prepare = functools.partial(_prepare, config, data_dir)
+    model, schedule, tx, *splits = processes.first_then_others(prepare)
+    same = dict(flatten(config)) | {"digest of the data": data.digest(splits)}
+    processes.require_same(same)
+    mesh, shape = make_mesh(), splits[0].images.shape
     print_warmup(config)
-    mesh = make_mesh()
-    on_all = replicated(mesh)
-    splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
-    shape = splits[0].images.shape
-    validate_with_data(config, shape)
     print_model(model, config.model, shape[1:])
     print_data(config.dataset, *splits)
     print_devices(config.batch_size, config.matmul_precision)
     print_last_batch(len(splits[0].labels), config.batch_size)
-    print(f"workdir  {run.path}", flush=True)
+    print(f"workdir  {path}", flush=True)
     input_stats = data.input_stats(splits[0]) if config.normalise else {}
     create = functools.partial(fresh_state, config, model, tx, shape, input_stats)
     example, *sets = abstract((jax.eval_shape(create), *splits), mesh)
     init_from = "" if run.has_checkpoints() else config.init_from
-    given = weights_for(model, example.learned(), init_from) if init_from else {}
-    compiled = functools.cache(lambda: _compile(config, mesh, example, *sets))
+    weights = functools.partial(weights_for, model, example.learned(), init_from)
+    given = processes.from_first(weights) if init_from else {}
+    compiled = functools.cache(
+        lambda: processes.each(lambda: _compile(config, mesh, example, *sets))
+    )
     if run.epochs_done() < config.epochs:
         compiled()
 
-    with stop_signals() as stop_requested, run:
-        state = _resumed(example, run)
-        if state is None:
-            state = _started(jax.device_put(create(), on_all), run, given)
+    with stop_signals() as stop_here, run:
+        stop_requested = lambda: processes.largest(stop_here()) > 0
+        signature = run.signature()
+        processes.each(lambda: require_signed(path / "lock", signature))
+        fields = _resumed(jax.eval_shape(create), run)
+        if fields is None:
+            run.start(0, None)
+            fields = processes.from_first(lambda: _fresh(create(), given))
+        state = dataclasses.replace(example, **place(fields, mesh))
         if int(state.epoch) < config.epochs:
             steps, evaluate, seconds = compiled()
-            train_set, test_set = jax.device_put(splits, on_all)
+            train_set, test_set = place(splits, mesh)
             last_batch = data.last_batch_size(state.num_images, config.batch_size)
             print(f"compiled in {duration(seconds)}", flush=True)
 
@@ -115,16 +138,20 @@ def _train(config, run, data_dir):
             epoch = int(state.epoch) + 1
             progress = Progress(epoch, config.epochs, state.metrics, state.num_images)
             calls = steps.run(state, train_set)
+            if traces is not None:
+                calls, traces = profiled(calls, traces), None
             for state in calls:
                 if not is_finite(state):
                     states = steps.once_more(train_set)
-                    raise _diverged(states, model, splits[0], run, config)
+                    what = describe_divergence(states, leaf_names(model, shape[3]))
+                    latest = run.latest_checkpoint()
+                    processes.each(lambda: _raise_diverged(*what, latest, config))
                 progress.update(state.metrics)
                 if state.epoch_is_done():
                     continue
                 if stop_requested():
                     break
-                if run.checkpoints.minutes_since_save() >= config.checkpoint_minutes:
+                if run.minutes_since_save() >= config.checkpoint_minutes:
                     run.save(state)
             progress.close()
             line, test = None, {}
@@ -141,12 +168,21 @@ def _train(config, run, data_dir):
                     **test,
                 }
                 print_epoch(line, config.epochs)
-                state = jax.device_put(state.next_epoch(), on_all)
+                state = state.next_epoch()
             run.save(state, line, test or None)
 
         run.draw_curves()
-        print_result(state, config.epochs, run)
+        print_result(state, config.epochs, run.lines(), path)
     return state
+
+
+def _prepare(config, data_dir):
+    """The network, its learning rate, its optimiser, and both splits of the data."""
+    dataset = data.dataset_info(config.dataset, data_dir)
+    of_model = setup(config, dataset.num_classes)
+    splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
+    validate_with_data(config, splits[0].images.shape)
+    return *of_model, *splits
 
 
 def _compile(config, mesh, state, train_set, test_set):
@@ -173,33 +209,27 @@ def _compile(config, mesh, state, train_set, test_set):
     return steps, evaluate, time.monotonic() - began
 
 
-def _resumed(example, run):
-    """The state of the latest checkpoint, from which the run goes on; None without."""
-    if (restored := run.restore(example)) is None:
+def _resumed(fresh, run):
+    """The arrays of the latest checkpoint, to go on from; None without."""
+    if (restored := run.restore(fresh)) is None:
         return None
     checkpoint, changed = restored
-    state = dataclasses.replace(example, **checkpoint.fields)
-    print_resumed(state, changed, checkpoint.verified)
+    fields = checkpoint.fields
+    print_resumed(fields["step"], fields["epoch"], changed, checkpoint.verified)
     run.start(checkpoint.step, checkpoint.lines)
-    return state
+    return fields
 
 
-def _started(fresh, run, weights):
-    """The state to begin with: the fresh one, with `weights` if any are given."""
-    run.start(0, None)
-    if not weights:
-        return fresh
-    return fresh.begin_with(jax.device_put(weights, fresh.step.sharding))
+def _fresh(state, weights):
+    """The arrays to begin with: those of a state, with `weights` if any are given."""
+    return jax.device_get(array_fields(state.begin_with(weights) if weights else state))
 
 
-def _diverged(states, model, train_set, run, config):
-    """The error that says what went first, and what may help."""
-    names = leaf_names(model, train_set.images.shape[3])
-    what, from_weights = describe_divergence(states, names)
-    latest = run.checkpoints.latest_path()
+def _raise_diverged(what, from_weights, latest, config):
+    """Raises the error that says what went first, and what may help."""
     message = what + (f"; the last good checkpoint is {latest}" if latest else "")
     if from_weights and config.init_from:
         message += f"; it was the first step, with the weights of {config.init_from}"
     elif not from_weights and config.learning_rate > 0:
         message += "; a lower learning_rate may help"
-    return DivergedError(message)
+    raise DivergedError(message)

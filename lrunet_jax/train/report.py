@@ -1,16 +1,17 @@
 """The lines that a run prints about itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
+from etils import epath
 from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.models import summarise
 from lrunet_jax.runs.record import Line, accuracy_of
-from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train.setup import warmup_within
 from lrunet_jax.train.state import TrainState
 
@@ -47,10 +48,11 @@ def print_data(name: str, train_set: data.Split, test_set: data.Split) -> None:
 
 def print_devices(batch_size: int, matmul_precision: str) -> None:
     """Prints the devices, the batch size and the matmul precision."""
-    device = jax.devices()[0]
+    device, processes = jax.devices()[0], jax.process_count()
+    of_processes = f"{processes} processes, " if processes > 1 else ""
     print(
         f"devices  {jax.device_count()} x {device.device_kind} ({device.platform}), "
-        f"batch {batch_size}, matmul precision {matmul_precision}"
+        f"{of_processes}batch {batch_size}, matmul precision {matmul_precision}"
     )
 
 
@@ -83,13 +85,14 @@ def print_warmup(config: ml_collections.ConfigDict) -> None:
 
 
 def print_resumed(
-    state: TrainState, changed: Mapping[str, tuple[Any, Any]], verified: bool
+    step: np.ndarray,
+    epochs_done: np.ndarray,
+    changed: Mapping[str, tuple[Any, Any]],
+    verified: bool,
 ) -> None:
     """Prints the step that a run resumes from, and the changed fields of its config."""
     unverified = "" if verified else ", unverified: the checkpoint has no digest"
-    print(
-        f"resumed  step {int(state.step):,}, epoch {int(state.epoch) + 1}{unverified}"
-    )
+    print(f"resumed  step {int(step):,}, epoch {int(epochs_done) + 1}{unverified}")
     for field, (before, after) in changed.items():
         print(f"         {field}: {before!r} -> {after!r}")
 
@@ -110,18 +113,20 @@ def print_epoch(line: Line, epochs: int) -> None:
     )
 
 
-def print_result(state: TrainState, epochs: int, run: Workdir) -> None:
+def print_result(
+    state: TrainState, epochs: int, lines: Sequence[Line], workdir: epath.Path
+) -> None:
     """Prints best and last test accuracy, with their files, and how to go on."""
-    evaluated = [line for line in run.record.lines if "test_accuracy" in line]
+    evaluated = [line for line in lines if "test_accuracy" in line]
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
         best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
         for name, line in (("best", best), ("last", evaluated[-1])):
             print(
                 f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
-                f"{line['epoch']}: {run.checkpoints.path(line['step'])}"
+                f"{line['epoch']}: {workdir / 'checkpoints' / str(line['step'])}"
             )
-    print(f"curves {run.curves}")
+    print(f"curves {workdir / 'curves.png'}")
     if int(state.epoch) < epochs:
         print(
             f"stopped by a signal at step {int(state.step):,}, in epoch "

@@ -137,6 +137,7 @@ class TrainState(train_state.TrainState):
         new = {name: self.learned()[name] for name in self.ema}
         return self.replace(ema=optax.incremental_update(new, self.ema, 1 - decay))
 
+    @jax.jit  # by itself, an array of zeros would be this process's alone
     def next_epoch(self) -> "TrainState":
         """The state at the start of the following epoch."""
         return self.replace(

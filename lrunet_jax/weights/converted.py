@@ -1,9 +1,7 @@
 """Trained networks in Orbax directories: those that `lrunet_jax.convert` writes."""
 
-import pathlib
-import shutil
+import contextlib
 import sys
-import tempfile
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -13,7 +11,7 @@ from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables
 from lrunet_jax.runs.digest import array_digests, json_digests, require_digests
 from lrunet_jax.runs.earlier import translate
-from lrunet_jax.runs.restoring import require_same_leaves
+from lrunet_jax.runs.restoring import names_of_arrays, read_json, restore_arrays
 from lrunet_jax.runs.trouble import DamagedError, read_carefully
 from lrunet_jax.weights.stored_model import (
     StoredModel,
@@ -45,7 +43,7 @@ def open_converted(directory: epath.Path) -> StoredModel:
     return stored
 
 
-def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
+def save_converted(stored: StoredModel, directory: epath.Path) -> None:
     """Writes a directory, which appears whole or not at all.
 
     Raises:
@@ -59,44 +57,35 @@ def save_converted(stored: StoredModel, directory: pathlib.Path) -> None:
         model=ocp.args.JsonSave(facts),
         digest=ocp.args.JsonSave(digest),
     )
-    part = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        part = pathlib.Path(
-            tempfile.mkdtemp(".part", f"{directory.name}.", directory.parent)
-        )
-        with _checkpointer() as checkpointer:
-            checkpointer.save((part / "new").absolute(), args=items)
-        (part / "new").rename(directory)
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(directory, args=items)
     except Exception as error:  # Orbax has many names for a disk that is full
+        with contextlib.suppress(Exception):  # on a disk, and on remote storage
+            for part in directory.parent.glob(
+                f"{directory.name}.orbax-checkpoint-tmp*"
+            ):
+                part.rmtree()
+            directory.rmtree()
         raise InputError(
             f"{directory} can't be written: {in_one_line(error)}"
         ) from None
-    finally:
-        if part is not None:
-            shutil.rmtree(part, ignore_errors=True)
 
 
 def _open(directory: epath.Path) -> tuple[StoredModel, bool]:
     """The network, and whether it agrees with its digest; any error may be damage."""
-    with _checkpointer() as checkpointer:
-        restore = lambda **only: checkpointer.restore(
-            directory, args=ocp.args.Composite(**only)
-        )
-        facts = restore(model=ocp.args.JsonRestore())["model"]
-        digest = None
-        if (directory / "digest").exists():
-            digest = restore(digest=ocp.args.JsonRestore())["digest"]
-            require_digests({"model": digest["model"]}, json_digests({"model": facts}))
-        stored = _stored_model(facts)
-        require_facts(stored)
-        expected = abstract_variables(stored.create_model(), stored.channels)
-        found = checkpointer.metadata(directory).item_metadata["variables"].tree
-        if "input_stats" in found:
-            stats = {"input_stats": abstract_input_stats(stored.channels)}
-            expected = expected | stats  # a copy: it is cached
-        require_same_leaves(expected, found)
-        variables = restore(variables=ocp.args.StandardRestore())["variables"]
+    facts = read_json(directory / "model" / "metadata") or {}
+    digest = read_json(directory / "digest" / "metadata")
+    if digest is not None:
+        require_digests({"model": digest["model"]}, json_digests({"model": facts}))
+    stored = _stored_model(facts)
+    require_facts(stored)
+    target = abstract_variables(stored.create_model(), stored.channels)
+    if "input_stats" in names_of_arrays(directory / "variables"):
+        stats = {"input_stats": abstract_input_stats(stored.channels)}
+        target = target | stats  # a copy: it is cached
+    variables = restore_arrays(directory / "variables", target, whole=True)
     if digest is not None:
         require_digests(digest, _digest(variables, facts))
     return stored._replace(variables=variables), digest is not None
@@ -121,12 +110,3 @@ def _stored_model(facts: dict[str, Any]) -> StoredModel:
     if unknown:
         raise ValueError(unknown)
     return StoredModel(variables={}, **translate(facts))
-
-
-def _checkpointer():
-    handler = ocp.CompositeCheckpointHandler(
-        variables=ocp.StandardCheckpointHandler(),
-        model=ocp.JsonCheckpointHandler(),
-        digest=ocp.JsonCheckpointHandler(),
-    )
-    return ocp.Checkpointer(handler)

@@ -1,16 +1,15 @@
 """Trained networks, opened from whatever holds them, and written again."""
 
 import os
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from flax import linen as nn
 
-from lrunet_jax.errors import InputError, in_one_line, require
+from lrunet_jax.errors import InputError, require
+from lrunet_jax.files import find_path
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.leaves import not_finite
@@ -75,17 +74,12 @@ def open_model(
 
 
 def _open(path: str | os.PathLike, step: int | None) -> StoredModel:
-    try:
-        place = epath.Path(path).expanduser()
-        is_directory, exists = place.is_dir(), place.exists()
-    except Exception as error:  # gs:// without its library, or no path at all
-        reason = in_one_line(error)
-        raise InputError(f"path {str(path)!r:.300} can't be used: {reason}") from None
+    place = find_path("path", path)
+    is_directory, exists = place.is_dir(), place.exists()
     if is_directory and (place / "checkpoints").is_dir():
-        return open_run(place.resolve(), step)
+        return open_run(place, step)
     require(step is None, "step", step, f"left out, as {path} is no run's workdir")
     if is_directory:
-        place = place.resolve()
         if place.parent.name == "checkpoints" and place.name.isdecimal():
             return open_run(place.parent.parent, int(place.name))
         if is_converted(place):
@@ -95,7 +89,7 @@ def _open(path: str | os.PathLike, step: int | None) -> StoredModel:
             "workdir or one of its checkpoints"
         )
     if exists:
-        return open_torch_file(pathlib.Path(place))
+        return open_torch_file(place)
     if str(path) in published.PUBLISHED:
         return open_torch_file(published.fetch(str(path)))
     raise InputError(
@@ -119,11 +113,9 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
         require_facts(stored)
     except ValueError as error:
         raise InputError(f"{stored.name} can't be written: {error}") from None
-    target = pathlib.Path(path).expanduser()
-    # A link that leads nowhere is there, too.
-    require(
-        not os.path.lexists(target), "target", path, "a path that does not exist yet"
-    )
+    target = find_path("target", path)
+    is_there = target.exists() or os.path.islink(target)  # which may lead nowhere
+    require(not is_there, "target", path, "a path that does not exist yet")
     if target.suffix in TORCH_SUFFIXES:
         save_torch_file(stored, target, module_prefix=module_prefix)
         return

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line, require_known
+from lrunet_jax.files import find_path
 from lrunet_jax.models import create_model, summarise
 
 # The original's repository, at a commit.
@@ -202,7 +204,7 @@ PUBLISHED = {
 }
 
 
-def fetch(name: str) -> pathlib.Path:
+def fetch(name: str) -> epath.Path:
     """The path of a published checkpoint, downloaded if it is not on this machine.
 
     It is looked for in the directory `LRUNET_CHECKPOINTS`, then in the user's cache.
@@ -214,11 +216,14 @@ def fetch(name: str) -> pathlib.Path:
     """
     require_known("checkpoint", name, PUBLISHED)
     file = file_name(name)
-    local = pathlib.Path(os.environ.get("LRUNET_CHECKPOINTS", "")).expanduser() / file
-    if "LRUNET_CHECKPOINTS" in os.environ and local.is_file():
-        if find(local.read_bytes()) != name:
-            raise InputError(f"{local} is not the published file: its sha256 differs")
-        return local
+    if directory := os.environ.get("LRUNET_CHECKPOINTS"):
+        local = find_path("LRUNET_CHECKPOINTS", directory) / file
+        if local.is_file():
+            if find(local.read_bytes()) != name:
+                raise InputError(
+                    f"{local} is not the published file: its sha256 differs"
+                )
+            return local
     import pooch  # a network's worth of imports, for those who need it
 
     try:
@@ -235,7 +240,7 @@ def fetch(name: str) -> pathlib.Path:
             f"({in_one_line(error)}); try again, or put the file into the directory "
             "LRUNET_CHECKPOINTS"
         ) from None
-    return pathlib.Path(path)
+    return epath.Path(path)
 
 
 def published_accuracy(config: Mapping[str, Any]) -> float | None:

@@ -1,11 +1,11 @@
 """The trained network in a PyTorch file."""
 
-import pathlib
 import sys
 import warnings
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import abstract_variables, create_model
@@ -17,7 +17,7 @@ from lrunet_jax.weights.torch_layout import find_tensors
 TORCH_SUFFIXES = (".pt", ".pth", ".t7")
 
 
-def open_torch_file(path: pathlib.Path) -> StoredModel:
+def open_torch_file(path: epath.Path) -> StoredModel:
     """Opens a file of `torch.save` that holds a state_dict, see `torch_layout`.
 
     A published file is recognised by its content. For any other the data set that it
@@ -63,7 +63,7 @@ def open_torch_file(path: pathlib.Path) -> StoredModel:
 
 
 def save_torch_file(
-    stored: StoredModel, path: pathlib.Path, *, module_prefix: bool = False
+    stored: StoredModel, path: epath.Path, *, module_prefix: bool = False
 ) -> None:
     """Writes a file in the original's layout.
 
@@ -88,7 +88,7 @@ def save_torch_file(
     torch_format.write(path, tree)
 
 
-def _number(path: pathlib.Path, tree: dict[Any, Any], key: str, most: float) -> float:
+def _number(path: epath.Path, tree: dict[Any, Any], key: str, most: float) -> float:
     """A number beside the state_dict, perhaps as a tensor; 0 if it is not there."""
     value = tree.get(key)
     if value is None:

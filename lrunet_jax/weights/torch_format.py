@@ -7,11 +7,11 @@ one written. The pickles are read and written in `torch_pickle`.
 
 import io
 import os
-import pathlib
 import zipfile
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.files import write_whole
@@ -50,10 +50,10 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
         raise InputError(f"{path} is no file")
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from None
+    except Exception as error:  # remote storage has errors of its own
+        raise InputError(f"{path} can't be read: {in_one_line(error)}") from None
     if len(data) > MAX_BYTES:
         raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
     return data
@@ -93,11 +93,10 @@ def write(path: str | os.PathLike, tree: Any) -> None:
             padding = -start % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
             archive.writestr(info, content)
-    path = pathlib.Path(path)
     try:
         write_whole(path, file.getvalue())
-    except OSError as error:
-        raise InputError(f"{path} can't be written: {error.strerror}") from None
+    except Exception as error:  # remote storage has errors of its own
+        raise InputError(f"{path} can't be written: {in_one_line(error)}") from None
 
 
 # --- The containers ---------------------------------------------------------------
