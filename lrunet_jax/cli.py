@@ -34,9 +34,9 @@ def run(main: Callable[[], None]) -> None:
     Ctrl-C. All of them end with one line on standard error. A reader that has gone, as
     of `| head`, has what it asked for.
     """
-    # TFDS and Orbax talk a lot, and where Orbax gives up at the first of many arrays,
+    # TFDS, Orbax and gcsfs talk a lot, and where Orbax gives up at the first of many arrays,
     # asyncio tells of the others, at any later time.
-    for library in ("absl", "asyncio"):
+    for library in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(library).setLevel(NOTHING)
     keep_compiled_programs()
     sys.unraisablehook = _report_unraisable

@@ -5,6 +5,7 @@ import os
 import uuid
 from collections.abc import Iterator
 
+import fsspec.config
 from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line
@@ -27,6 +28,9 @@ def find_path(field: str, path: str | os.PathLike) -> epath.Path:
     try:
         if not is_remote(path):
             return epath.Path(path).expanduser().resolve()
+        # Or what TensorStore writes is not seen where a directory was listed before.
+        for library in ("gcs", "s3"):
+            fsspec.config.conf.setdefault(library, {})["use_listings_cache"] = False
         found = epath.Path(path)
         found.exists()  # asks the scheme's library
     except Exception as error:  # each library has errors of its own

@@ -46,9 +46,18 @@ def open_split(
     Raises:
       InputError: where the directory lacks the split and it can't be prepared.
     """
-    builder = tfds_builder(name, data_dir)
     directory = _directory(data_dir)
-    if not builder.is_prepared():
+    try:
+        builder = tfds_builder(name, directory)
+        is_prepared = builder.is_prepared()
+    except Exception as error:  # remote storage has errors of its own
+        if not is_remote(directory):
+            raise
+        reason = in_one_line(error)
+        raise InputError(
+            f"data_dir is {directory!r}, which can't be read: {reason}"
+        ) from None
+    if not is_prepared:
         builder = _prepare(name, directory)
     if split not in builder.info.splits:
         raise InputError(

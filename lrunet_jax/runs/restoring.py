@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -141,8 +142,18 @@ def steps_in(directory: epath.Path) -> list[int]:
     """The steps of the checkpoints in a directory, which may be missing; ascending."""
     if not directory.exists():
         return []
-    names = [path.name for path in directory.iterdir() if path.is_dir()]
+    names = [path.name for path in directory.iterdir() if _is_finished(path)]
     return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+
+
+def _is_finished(path):
+    """Tells whether Orbax has finished a directory.
+
+    On a disk it is then renamed; on Google's storage, where that is slow, a file is
+    added.
+    """
+    on_disk = not os.fspath(path).startswith("gs://")
+    return path.is_dir() if on_disk else (path / "commit_success.txt").exists()
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
