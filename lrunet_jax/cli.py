@@ -19,7 +19,7 @@ from lrunet_jax.errors import DivergedError, InputError, TroubleError, in_one_li
 from lrunet_jax.models import create_model, model_fields
 from lrunet_jax.output import OutputError, named_output
 from lrunet_jax.programs import keep_compiled_programs
-from lrunet_jax.train.processes import exit_process
+from lrunet_jax.train.processes import exit_process, require_one_process
 from lrunet_jax.verbosity import NOTHING
 
 flags.disclaim_key_flags()  # help lists --config among those of the command
@@ -27,15 +27,19 @@ flags.disclaim_key_flags()  # help lists --config among those of the command
 _HELP = {"-?", "--help", "-help", "--helpshort", "--helpfull", "--helpxml"}
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, in_several: bool = False) -> None:
     """Calls `main` and exits: 0 if all went well, 2 for bad input, 1 for the rest.
 
     That is divergence, and trouble with a disk, memory or the output; and 130 for
     Ctrl-C. All of them end with one line on standard error. A reader that has gone, as
     of `| head`, has what it asked for.
+
+    Args:
+      main: the command.
+      in_several: whether it runs in several processes, where they are started.
     """
-    # TFDS, Orbax and gcsfs talk a lot, and where Orbax gives up at the first of many arrays,
-    # asyncio tells of the others, at any later time.
+    # TFDS, Orbax and gcsfs talk a lot, and where Orbax gives up at the first of many
+    # arrays, asyncio tells of the others, at any later time.
     for library in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(library).setLevel(NOTHING)
     keep_compiled_programs()
@@ -43,6 +47,8 @@ def run(main: Callable[[], None]) -> None:
     with named_output():
         try:
             try:
+                if not in_several:
+                    require_one_process()
                 main()
             except SystemExit:  # of a parser that has printed its help
                 sys.stdout.flush()
@@ -58,7 +64,9 @@ def run(main: Callable[[], None]) -> None:
             if not isinstance(error.__cause__, BrokenPipeError):
                 _fail(f"error: standard output can't be written: {error}", status=1)
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            _fail(f"error: {in_one_line(error)}", status=1)
+            others = jax.distributed.is_initialized()
+            hint = "; has another process ended? Started again, all go on" * others
+            _fail(f"error: {in_one_line(error)}{hint}", status=1)
 
 
 def _report_unraisable(unraisable: Any) -> None:

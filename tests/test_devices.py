@@ -14,7 +14,13 @@ from conftest import OPTIMISING, ROOT, command, on_eight_devices, process
 
 from lrunet_jax import create_model, data, ops
 from lrunet_jax.models.lrunet import GROUPS
-from lrunet_jax.train.devices import batch_on, make_mesh, on_each_device, replicated
+from lrunet_jax.runs.checkpoints import array_fields
+from lrunet_jax.train.devices import (
+    batch_on,
+    make_mesh,
+    on_each_device,
+    place,
+)
 from lrunet_jax.train.epoch import EpochLoop
 from lrunet_jax.train.evaluation import make_eval_call
 from lrunet_jax.train.optim import create_optimizer, create_schedule
@@ -50,8 +56,9 @@ def train_on(devices, dtype, images=None):
         ema_decay=0.9,
     )
     cast = lambda a: a.astype(dtype) if a.dtype.kind == "f" else a
-    state = jax.device_put(jax.tree.map(cast, state), replicated(mesh))
-    split = jax.device_put(split, replicated(mesh))
+    fields = jax.device_get(array_fields(jax.tree.map(cast, state)))
+    state = state.replace(**place(fields, mesh))
+    split = place(split, mesh)
     augmentation = data.Augmentation(size=32, padding=4, rotation=10.0, flip=True)
     loop = EpochLoop(state, split, augmentation, mesh, BATCH, 0, dtype)
     *_, state = loop.run(state, split)

@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
 def evaluate(
     model: nn.Module, variables: Any, split: data.Split, batch_size: int
 ) -> Evaluation:
-    """Evaluates `model` on a whole split, on all devices.
+    """Evaluates `model` on a whole split, on all devices of this one process.
 
     Always at the highest precision: by default a TPU multiplies float32 in bfloat16
     and a GPU in TF32.

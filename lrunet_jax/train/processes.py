@@ -21,6 +21,9 @@ from lrunet_jax.errors import InputError, TroubleError, in_one_line, require
 
 T = TypeVar("T")
 
+# How many processes of SLURM's step, Open MPI and MPICH this one belongs to.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
 
 def join(
     coordinator: str, num_processes: int, process_id: int, heartbeat_timeout: int
@@ -183,6 +186,16 @@ class OnFirst:
             each(leave)
         else:  # of which the others may not know
             leave()
+
+
+def require_one_process() -> None:
+    """Raises an InputError where several processes were started, or have joined."""
+    started = {name: os.environ.get(name) or "1" for name in _TASKS}
+    if jax.distributed.is_initialized():
+        started["the number of processes"] = str(jax.process_count())
+    for name, count in started.items():
+        allowed = "1, as only train.py runs in several processes"
+        require(count == "1", name, count, allowed)
 
 
 def exit_process(status: int) -> NoReturn:
