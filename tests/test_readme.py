@@ -14,10 +14,9 @@ from lrunet_jax.data import Split, load_split
 README = (ROOT / "README.md").read_text()
 
 
-def commands(start):
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
-    lines = "".join(blocks).splitlines()
-    return [line for line in lines if line.startswith(start)]
+def commands(start, text=README):
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    return re.findall(rf"{start}[^'\n]*", "".join(blocks))
 
 
 def first_images(*arguments):
@@ -55,9 +54,11 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
     assert (tmp_path / "runs.png").exists()
 
 
-def test_the_training_commands_are_understood():
-    found = commands("python train.py")
-    assert found
+@pytest.mark.parametrize(("page", "least"), [("README.md", 3), ("docs/launch.md", 7)])
+def test_the_training_commands_are_understood(page, least, monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda **_: None)
+    found = commands("python train.py", (ROOT / page).read_text())
+    assert len(found) >= least
     for line in found:
         _, _, *words = shlex.split(line)
         result = train_command(*words, "--config.epochs=0")
@@ -92,16 +93,28 @@ def test_the_table_is_that_of_the_published_checkpoints():
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/devices.md", "docs/speed.md"]
+    "name",
+    [
+        *("README.md", "CONTRIBUTING.md"),
+        *("docs/devices.md", "docs/launch.md", "docs/speed.md"),
+    ],
 )
 def test_nothing_is_left_to_be_filled_in(name):
     assert re.findall(r"@[A-Z0-9]+@|TODO|FIXME", (ROOT / name).read_text()) == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/devices.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/devices.md", "docs/launch.md"])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
-    links = set(re.findall(r"\]\((?!https?:|#)([^)]+)\)", text))
+    links = set(re.findall(r"\]\((?!https?:)([^)]+)\)", text))
     assert links
     for link in links:
-        assert (ROOT / page).parent.joinpath(link).exists(), link
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+            slugs = [
+                re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings
+            ]
+            assert anchor in slugs, link
