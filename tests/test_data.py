@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import shutil
+import time
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -236,3 +238,35 @@ def test_the_last_batch_is_kept_at_its_own_size(images, full, rest):
 def test_evaluation_batches_have_every_image_once():
     batches = data.eval_batches(10, 4)
     np.testing.assert_array_equal(batches, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]])
+
+
+def test_of_several_processes_one_decodes(shared, empty_cache, monkeypatch):
+    decoded = []
+
+    def decode(source):
+        decoded.append(source)
+        time.sleep(0.5)  # the others come meanwhile
+        examples = len(source)
+        return {
+            "image": np.zeros((examples, 32, 32, 3), np.uint8),
+            "label": np.zeros(examples, np.int64),
+        }
+
+    monkeypatch.setattr(tfds, "_decode_array_records", decode)
+    load = lambda _: data.load_split("cifar10", "test", str(shared / "tfds"))
+    with futures.ThreadPoolExecutor() as pool:  # each opens the lock's file anew
+        splits = list(pool.map(load, range(4)))
+    assert len(decoded) == 1
+    assert {data.digest([split]) for split in splits} == {data.digest(splits[:1])}
+
+
+def test_the_digest_is_of_images_labels_and_shapes():
+    split = data.load_split("digits", "test")
+    others = (
+        split._replace(labels=split.labels[::-1]),
+        split._replace(images=split.images[::-1]),
+        split._replace(images=split.images.reshape(-1, 16, 64, 1)),
+    )
+    digests = {data.digest([one]) for one in (split, *others)}
+    assert len(digests) == 4
+    assert data.digest([split]) == data.digest([data.load_split("digits", "test")])
