@@ -98,8 +98,8 @@ def _train(config, workdir, data_dir, profile):
     run = processes.OnFirst(lambda: Workdir(workdir, config))
     prepare = functools.partial(_prepare, config, data_dir)
     model, schedule, tx, *splits = processes.first_then_others(prepare)
-    same = dict(flatten(config)) | {"digest of the data": data.digest(splits)}
-    processes.require_same(same)
+    others = {"profile": profile, "digest of the data": data.digest(splits)}
+    processes.require_same(dict(flatten(config)) | others)
     mesh, shape = make_mesh(), splits[0].images.shape
     print_warmup(config)
     print_model(model, config.model, shape[1:])
