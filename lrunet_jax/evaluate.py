@@ -40,7 +40,7 @@ def main() -> None:
     split = load_split(dataset, "test", args.data_dir)
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)
     correct, total = int(result.correct.sum()), int(result.total.sum())
-    names = dataset_info(dataset, args.data_dir).class_names
+    names = dataset_info(dataset).class_names
     per_class = dict(zip(names, result.correct / result.total, strict=True))
     if args.json:
         figures = {

@@ -20,6 +20,7 @@ from lrunet_jax import data, evaluate
 from lrunet_jax.errors import InputError
 from lrunet_jax.train import loop
 from lrunet_jax.weights import torch_format
+from lrunet_jax.weights.converted import FORMAT
 from lrunet_jax.weights.loading import open_model, save_model
 from lrunet_jax.weights.stored_model import choose_dataset
 
@@ -246,10 +247,12 @@ def test_a_directory_of_a_later_format_is_named_with_what_is_new_in_it(lru1, tmp
     save_model(open_model(lru1), str(tmp_path / "a"))
     path = tmp_path / "a" / "model" / "metadata"
     facts = json.loads(path.read_text())
-    assert facts["format"] == 1
-    path.write_text(json.dumps(facts | {"format": 2, "seed": 1, "classes": ["a"]}))
+    assert facts["format"] == FORMAT
+    path.write_text(
+        json.dumps(facts | {"format": FORMAT + 1, "seed": 1, "classes": ["a"]})
+    )
     shutil.rmtree(tmp_path / "a" / "digest")  # which would be of these
-    with pytest.raises(InputError, match=r"format is 2, and only 1 is known") as e:
+    with pytest.raises(InputError, match=r"format is 3, and only 2 is known") as e:
         open_model(tmp_path / "a")
     assert "unknown fields 'classes', 'seed'" in str(e.value)
 
@@ -468,8 +471,6 @@ def test_evaluate_looks_at_weights_that_are_not_finite_if_asked(
     images = np.zeros((10, 32, 32, 3), np.uint8)
     few = lambda *_: data.Split(images, np.arange(10, dtype=np.int32))
     monkeypatch.setattr(evaluate, "load_split", few)
-    names = mock.PropertyMock(return_value=list("abcdefghij"))
-    monkeypatch.setattr(data.DatasetInfo, "class_names", names)
     arguments = ("evaluate", path, "--dataset=cifar10", "--json")
     refused = command(*arguments)
     assert (refused.returncode, refused.stdout) == (2, "")

@@ -178,7 +178,7 @@ def _train(config, workdir, data_dir, profile):
 
 def _prepare(config, data_dir):
     """The network, its learning rate, its optimiser, and both splits of the data."""
-    dataset = data.dataset_info(config.dataset, data_dir)
+    dataset = data.dataset_info(config.dataset)
     of_model = setup(config, dataset.num_classes)
     splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
     validate_with_data(config, splits[0].images.shape)

@@ -19,7 +19,9 @@ from lrunet_jax.weights.stored_model import (
     require_facts,
 )
 
-FORMAT = 1  # of the directory; 0, without a number, was before the first release
+# Of the directory. 0, without a number, was before the first release; 1 had neither
+# the names of classes nor the size of images.
+FORMAT = 2
 
 
 def is_converted(directory: epath.Path) -> bool:
@@ -109,4 +111,7 @@ def _stored_model(facts: dict[str, Any]) -> StoredModel:
         raise ValueError(f"{reason}; {unknown}" if unknown else reason)
     if unknown:
         raise ValueError(unknown)
+    for name in ("class_names", "image_size"):  # JSON has no tuples
+        if isinstance(facts.get(name), list):
+            facts[name] = tuple(facts[name])
     return StoredModel(variables={}, **translate(facts))

@@ -1,5 +1,6 @@
 """A trained network, with the facts that are known about it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ class StoredModel(NamedTuple):
       dataset: that it was trained on; empty if that is not known.
       accuracy: on the test set, a fraction, as recorded; None if it is not.
       epoch: after which it was stored, counted from 0; None if not recorded.
+      class_names: in the order of the labels; empty if they are not known.
+      image_size: [H, W] of the images that it was trained on; empty if not known.
     """
 
     arguments: dict[str, Any]
@@ -34,6 +37,8 @@ class StoredModel(NamedTuple):
     dataset: str
     accuracy: float | None
     epoch: int | None
+    class_names: Sequence[str] = ()
+    image_size: Sequence[int] = ()
 
     def create_model(self) -> nn.Module:
         """The network, without its variables."""
@@ -90,6 +95,12 @@ def require_facts(stored: StoredModel) -> None:
         "accuracy": accuracy is None
         or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1),
         "epoch": stored.epoch is None or is_count(stored.epoch),
+        "class_names": isinstance(stored.class_names, list | tuple)
+        and all(isinstance(name, str) for name in stored.class_names)
+        and len(stored.class_names) in (0, stored.arguments.get("num_classes")),
+        "image_size": isinstance(stored.image_size, list | tuple)
+        and all(is_count(side) and side > 0 for side in stored.image_size)
+        and len(stored.image_size) in (0, 2),
     }
     for field, is_sound in sound.items():
         if not is_sound:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.weights import published, torch_format
@@ -50,15 +51,18 @@ def open_torch_file(path: epath.Path) -> StoredModel:
     epoch = _number(path, beside, "epoch", 1e9) if percent else None
     if found:
         print(f"{path.name}: {found}", file=sys.stderr)  # not among a command's figures
+    info = dataset_info(published.PUBLISHED[name].dataset) if name else None
     return StoredModel(
         arguments=arguments,
         channels=channels,
         variables=variables,
         counters=counters,
         name=name or path.stem,
-        dataset=published.PUBLISHED[name].dataset if name else "",
+        dataset=info.name if info else "",
         accuracy=None if percent is None else round(percent / 100, 12),
         epoch=None if epoch is None else int(epoch),
+        class_names=info.class_names if info else (),
+        image_size=info.image_shape[:2] if info else (),
     )
 
 

@@ -31,9 +31,10 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
     state, config = dict(found.fields), found.config
     epochs = int(state.pop("epoch"))
     averages = state.pop("ema", {})
+    info = dataset_info(config["dataset"])
     stored = StoredModel(
         arguments=_arguments(config),
-        channels=dataset_info(config["dataset"]).image_shape[2],
+        channels=info.image_shape[2],
         variables=state | averages,
         counters=found.step,
         name=workdir.name,
@@ -42,6 +43,8 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
             "test_ema_accuracy" if averages else "test_accuracy"
         ),
         epoch=epochs - 1 if epochs else None,  # the last complete one
+        class_names=info.class_names,
+        image_size=info.image_shape[:2],
     )
     try:
         require_facts(stored)
