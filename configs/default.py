@@ -4,6 +4,7 @@ Override any of them on the command line: --config.model.layer_reuse=14.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 DATASETS = ("cifar10", "cifar100", "fashion_mnist")
 RECIPES = ("paper", "modern")
@@ -27,6 +28,8 @@ def get_config(argument: str = "cifar10") -> ml_collections.ConfigDict:
             )
     config = paper()
     config.dataset = dataset
+    if dataset == "fashion_mnist":
+        config.augment.size = 32  # of images of 28, as the original's
     if recipe == "modern":
         modernise(config)
     return config
@@ -55,13 +58,25 @@ def paper() -> ml_collections.ConfigDict:
     config.model.width_mult = 1.0  # scales the blocks' channels; multiple of 0.125
     config.model.drop = 0.5  # dropout rate before the last layer
 
-    config.dataset = "cifar10"  # cifar10, cifar100, fashion_mnist or digits
+    # digits, a set of TFDS with an image and a label, or folder: of pictures, in
+    # train/CLASS and test/CLASS, or in CLASS alone.
+    config.dataset = "cifar10"
+    config.image_size = 0  # S to resize images to S x S; 0 for the size that all have
+    config.skip_broken = False  # leave out the pictures of a folder that can't be read
+    # Images to hold out of the training set, or their share if it is below 1. Then the
+    # best epoch is the best on them, and the test set is evaluated at the end.
+    config.validation = 0.0
+    # Of these images, and of the test images, a tenth, of a set that has none.
+    config.split_seed = 0
     # Random crop, rotation and flip of the training images, in this order.
     config.augment = ml_collections.ConfigDict()
-    config.augment.size = 32  # of the crop, in pixels
+    # Of the crop, in pixels; unless it is set, the image's shorter side.
+    config.augment.size = config_dict.placeholder(int)
     config.augment.padding = 4  # zeros around the image before it is cropped
     config.augment.rotation = 10.0  # largest angle in degrees, both ways; 0 for none
-    config.augment.flip = True  # left and right, for half of the images
+    # Left and right, for half of the images; unless it is set, where a mirror image is
+    # one of its class: in a folder and in sets that are known for it.
+    config.augment.flip = config_dict.placeholder(bool)
 
     # Over all devices, which must divide it; no more than the training images.
     config.batch_size = 256

@@ -7,7 +7,6 @@ also runs in PyTorch, on the same images.
 """
 
 import argparse
-import functools
 import json
 import time
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from lrunet_jax.cli import print_table, require_torch, run
-from lrunet_jax.data import Split, dataset_info, load_split
+from lrunet_jax.data import Split
 from lrunet_jax.errors import require
 from lrunet_jax.models import summarise
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.published import PUBLISHED
-from lrunet_jax.weights.stored_model import StoredModel, choose_dataset
+from lrunet_jax.weights.stored_model import StoredModel, load_test_set
 
 
 def compare(
@@ -108,17 +107,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
-    if args.dataset:
-        dataset_info(args.dataset)
     if args.torch:
         require_torch()
     networks = [open_model(path) for path in args.paths]
-    datasets = [choose_dataset(net, net.dataset or args.dataset) for net in networks]
-    load = functools.cache(lambda name: load_split(name, "test", args.data_dir))
+    sets: dict[Any, Any] = {}  # by what networks that share one have in common
 
+    def test_set(net):
+        images = (*net.image_size, net.channels, net.split_seed)
+        key = (net.dataset, net.arguments["num_classes"], images)
+        if key not in sets:
+            name = net.dataset or args.dataset
+            sets[key] = load_test_set(net, name, args.data_dir)
+        return sets[key]
+
+    found = list(map(test_set, networks))
     rows = []
-    for stored, dataset in zip(networks, datasets, strict=True):
-        split = load(dataset)
+    for stored, (dataset, _, split) in zip(networks, found, strict=True):
         row = compare(stored, dataset, split, args.batch_size)
         logits = row.pop("logits")
         if args.torch:

@@ -25,7 +25,7 @@ from lrunet_jax.errors import require
 from lrunet_jax.memory import memory_by_kind, memory_taken, size
 from lrunet_jax.topologies import Topology
 from lrunet_jax.train.devices import abstract, make_mesh
-from lrunet_jax.train.setup import fresh_state, setup
+from lrunet_jax.train.setup import for_data, fresh_state, setup
 from lrunet_jax.train.step import make_train_call
 from lrunet_jax.train.validate import validate, validate_with_data
 
@@ -67,6 +67,7 @@ def _step(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     """The figures of the training step of a config."""
     validate(config, len(topology.devices))
     dataset = data.dataset_info(config.dataset)
+    config = for_data(config, dataset)
     shape = (dataset.num_images[0], *dataset.image_shape)
     validate_with_data(config, shape)
     model, _, tx = setup(config, dataset.num_classes)

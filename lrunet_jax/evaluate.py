@@ -10,11 +10,10 @@ import argparse
 import json
 
 from lrunet_jax.cli import run
-from lrunet_jax.data import dataset_info, load_split
 from lrunet_jax.errors import require
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
-from lrunet_jax.weights.stored_model import choose_dataset
+from lrunet_jax.weights.stored_model import load_test_set
 
 
 def main() -> None:
@@ -36,11 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
     stored = open_model(args.path, args.step, allow_nonfinite=args.allow_nonfinite)
-    dataset = choose_dataset(stored, args.dataset)
-    split = load_split(dataset, "test", args.data_dir)
+    dataset, names, split = load_test_set(stored, args.dataset, args.data_dir)
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)
     correct, total = int(result.correct.sum()), int(result.total.sum())
-    names = dataset_info(dataset).class_names
     per_class = dict(zip(names, result.correct / result.total, strict=True))
     if args.json:
         figures = {

@@ -38,6 +38,7 @@ def _row(group):
         "last_deviation": last.deviation,
         "best": best.mean,
         "best_deviation": best.deviation,
+        "best_chosen_on": "validation" if group.config["validation"] else "test",
         "published": published_accuracy(group.config),
     }
 
@@ -60,6 +61,7 @@ def _printed(row):
         "seeds": row["seeds"],
         "last": percent("last"),
         "best": percent("best"),
+        "chosen on": f"{row['best_chosen_on']} set",
         "published": "" if published is None else f"{published:.2%}",
     }
 

@@ -9,19 +9,29 @@ from lrunet_jax.data.batches import (
 )
 from lrunet_jax.data.info import DatasetInfo, dataset_info
 from lrunet_jax.data.pixels import input_stats, to_float
-from lrunet_jax.data.sources import Split, digest, load_split
+from lrunet_jax.data.sources import (
+    Dataset,
+    Split,
+    dataset_of_arrays,
+    load_dataset,
+    load_split,
+    open_source,
+)
 
 __all__ = [
     "Augmentation",
+    "Dataset",
     "DatasetInfo",
     "Split",
     "dataset_info",
-    "digest",
+    "dataset_of_arrays",
     "epoch_order",
     "eval_batches",
     "input_stats",
     "last_batch_size",
+    "load_dataset",
     "load_split",
+    "open_source",
     "to_float",
     "train_batches",
 ]

@@ -1,27 +1,43 @@
 """The handwritten digits that come with the package."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
+
+from lrunet_jax.data.info import KNOWN
+from lrunet_jax.data.pictures import stack, treated
 
 
-def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the UCI handwritten digits: 1,437 to train, 360 to test, 32x32, grey.
+class Digits:
+    """The UCI handwritten digits: 1,437 to train, 360 to test, 32x32, grey.
 
-    The file holds 8x8 images with values from 0 to 16, and their source and licence.
-    The images are enlarged bilinearly.
+    The package's file holds 8x8 images with values from 0 to 16, and their source and
+    licence. The images are enlarged bilinearly.
 
-    Args:
-      split: `train` or `test`.
-
-    Returns:
-      Images (n, 32, 32, 1) uint8 and labels (n,) int32.
+    Attributes:
+      class_names: the digits.
+      splits: `train` and `test`.
     """
-    with np.load(pathlib.Path(__file__).with_name("digits.npz")) as file:
-        images, labels = file["images"], file["labels"].astype(np.int32)
-    # Each of the 32 new pixels lies between two old ones; the edge is repeated.
-    positions = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
-    weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(8)))
-    images = np.round(weights @ images @ weights.T * (255 / 16)).astype(np.uint8)
-    rows = {"train": slice(0, 1437), "test": slice(1437, None)}[split]
-    return images[rows, ..., None], labels[rows]
+
+    class_names = KNOWN["digits"].class_names
+    splits = ("train", "test")
+
+    def files(self, split: str) -> Sequence[epath.Path]:
+        """No files, as nothing is to be kept of what takes milliseconds."""
+        return ()
+
+    def read(
+        self, split: str, image_size: Sequence[int], channels: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a split, see `data.sources.Source`."""
+        with np.load(pathlib.Path(__file__).with_name("digits.npz")) as file:
+            images, labels = file["images"], file["labels"].astype(np.int32)
+        # Each of the 32 new pixels lies between two old ones; the edge is repeated.
+        positions = np.clip((np.arange(32) + 0.5) / 4 - 0.5, 0, 7)
+        weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(8)))
+        images = np.round(weights @ images @ weights.T * (255 / 16)).astype(np.uint8)
+        rows = {"train": slice(0, 1437), "test": slice(1437, None)}[split]
+        one_by_one = (treated(i, image_size, channels) for i in images[rows, ..., None])
+        return stack(one_by_one, f"digits ({split})"), labels[rows]

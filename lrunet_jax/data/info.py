@@ -14,6 +14,7 @@ class DatasetInfo:
       image_shape: (H, W, channels).
       class_names: in the order of their labels, which are numbers from 0.
       num_images: of the training set and of the test set.
+      num_validation: images that were held out of the training set.
       digest: of all images and labels, see `digest`; empty where they were not read.
     """
 
@@ -21,6 +22,7 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     num_images: tuple[int, int]
+    num_validation: int = 0
     digest: str = ""
 
     @property

@@ -1,4 +1,4 @@
-"""Data sets as arrays: from a name and a split to uint8 images and labels."""
+"""Data sets as arrays: from a name to uint8 images and labels."""
 
 import contextlib
 import hashlib
@@ -6,16 +6,22 @@ import io
 import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import platformdirs
 from etils import epath
 
-from lrunet_jax.data.digits import read_digits
-from lrunet_jax.data.info import dataset_info
-from lrunet_jax.data.tfds import open_split
+from lrunet_jax.data.digits import Digits
+from lrunet_jax.data.folder import Folder
+from lrunet_jax.data.hold_out import hold_out
+from lrunet_jax.data.info import DatasetInfo
+from lrunet_jax.data.tfds import TfdsSet
+from lrunet_jax.errors import InputError, require
 from lrunet_jax.files import one_at_a_time, write_whole
+
+TEST_SHARE = 0.1  # of a set that has no test split
+_OF_TEST, _OF_VALIDATION = 0, 1  # beside the seed
 
 
 class Split(NamedTuple):
@@ -24,31 +30,247 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
 
+    def take(self, places: np.ndarray) -> "Split":
+        """The images at some places, in their order."""
+        return Split(self.images[places], self.labels[places])
 
-def load_split(name: str, split: str, data_dir: str = "") -> Split:
-    """Reads a whole split: `digits` from this package, any other set through TFDS.
 
-    A directory that TFDS has prepared in array_record form is read without
-    TensorFlow. TensorFlow is needed to read one in tfrecord form, and to download and
-    prepare a data set that is not there. A decoded split is kept in the user's cache.
-    Of several processes of a machine one prepares and decodes, and the others wait.
+class Dataset(NamedTuple):
+    """A data set to train on.
+
+    Attributes:
+      info: the facts about it.
+      train: the training set.
+      validation: what was held out of it; perhaps no images.
+      test: the test set.
+    """
+
+    info: DatasetInfo
+    train: Split
+    validation: Split
+    test: Split
+
+
+class Source(Protocol):
+    """Where a data set comes from.
+
+    Attributes:
+      class_names: in the order of the labels.
+      splits: the names of its splits.
+    """
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        ...
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """The names of the splits."""
+        ...
+
+    def files(self, split: str) -> Sequence[epath.Path]:
+        """The files of a split; none where nothing needs to be kept."""
+        ...
+
+    def read(
+        self, split: str, image_size: Sequence[int], channels: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of a split.
+
+        Args:
+          split: one of `splits`.
+          image_size: [H, W] to resize to; empty for the size that all have.
+          channels: of the images; 0 for those of the split.
+
+        Raises:
+          InputError: if it can't be read, or images differ in size.
+        """
+        ...
+
+
+def open_source(name: str, data_dir: str = "", *, skip_broken: bool = False) -> Source:
+    """Opens a data set: `digits`, `folder`, or one of TFDS.
 
     Args:
-      name: a data set that `dataset_info` knows.
-      split: `train` or `test`.
-      data_dir: of TFDS; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
+      name: of the set.
+      data_dir: of TFDS; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets. For
+        `folder` the directory of the pictures.
+      skip_broken: leave out the pictures of a folder that can't be read.
 
     Raises:
-      InputError: for an unknown name, and where `data_dir` lacks the split and it
-        can't be prepared.
+      InputError: if there is none of that name, or it has no labelled images.
     """
-    dataset_info(name)
     if name == "digits":
-        return Split(*read_digits(split))
+        return Digits()
+    if name == "folder":
+        return Folder(data_dir, skip_broken=skip_broken)
+    return TfdsSet(name, data_dir)
+
+
+def load_split(
+    name: str,
+    split: str,
+    data_dir: str = "",
+    *,
+    image_size: Sequence[int] = (),
+    channels: int = 0,
+    split_seed: int = 0,
+    skip_broken: bool = False,
+) -> Split:
+    """Reads a whole split; a decoded one is kept in the user's cache.
+
+    Of several processes of a machine one prepares and decodes, and the others wait. A
+    set without a test split gives a tenth of its training images for one, drawn by
+    `split_seed` and the labels.
+
+    Args:
+      name: see `open_source`, also for `data_dir` and `skip_broken`.
+      split: `train` or `test`.
+      data_dir: of the set.
+      image_size: [H, W] to resize to; empty for the size that all images have.
+      channels: 1 or 3; 0 for those of the set.
+      split_seed: of the test split that is drawn.
+      skip_broken: leave out what can't be read.
+
+    Raises:
+      InputError: for an unknown name, and for what can't be read.
+    """
     cache = platformdirs.user_cache_path("lrunet_jax") / "images"
-    with one_at_a_time(cache / f"{name}.lock"):
-        files, decode = open_split(name, split, data_dir)
-        return _decoded_once(cache, f"{name}-{split}", files, decode)
+    name_of_files = name.replace("/", "-")
+    with one_at_a_time(cache / f"{name_of_files}.lock"):
+        source = open_source(name, data_dir, skip_broken=skip_broken)
+        held_out = split == "test" and split not in source.splits
+        stored = "train" if held_out else split
+        if stored not in source.splits:
+            raise InputError(
+                f"data_dir is {data_dir!r}, where {name} has no split {stored!r}, only "
+                f"{sorted(source.splits)}; it must be prepared with that"
+            )
+        files = source.files(stored)
+        treated = f"{list(image_size)} {channels} {skip_broken}"
+        decode = lambda: Split(*source.read(stored, image_size, channels))
+        kept = f"{name_of_files}-{stored}"
+        found = (
+            _decoded_once(cache, kept, files, treated, decode) if files else decode()
+        )
+    if skip_broken and (skipped := max(0, len(files) - len(found.labels))):
+        print(f"skipped  {skipped:,} of {len(files):,} pictures, which can't be read")
+    if "test" in source.splits:
+        return found
+    count = max(1, round(TEST_SHARE * len(found.labels)))
+    kept, held = _hold_out(found, count, (split_seed, _OF_TEST), "the test split")
+    return held if held_out else kept
+
+
+def load_dataset(
+    name: str,
+    data_dir: str = "",
+    *,
+    image_size: int = 0,
+    validation: float = 0.0,
+    split_seed: int = 0,
+    skip_broken: bool = False,
+) -> Dataset:
+    """Reads a data set to train on.
+
+    Args:
+      name: see `open_source`, also for `data_dir` and `skip_broken`.
+      data_dir: of the set.
+      image_size: S to resize all images to S x S; 0 for the size that they have.
+      validation: the images to hold out of the training set, or their share if it is
+        below 1.
+      split_seed: by which they are drawn, see `hold_out`.
+      skip_broken: leave out what can't be read.
+
+    Raises:
+      InputError: as `load_split`, for images of several sizes, and for more to hold
+        out than there is.
+    """
+    size = (image_size, image_size) if image_size else ()
+    treated: dict[str, Any] = {"split_seed": split_seed, "skip_broken": skip_broken}
+    train = load_split(name, "train", data_dir, image_size=size, **treated)
+    source = open_source(name, data_dir, skip_broken=skip_broken)
+    # What is drawn from the training images has their channels.
+    channels = train.images.shape[3] if "test" in source.splits else 0
+    test = load_split(
+        name, "test", data_dir, image_size=size, channels=channels, **treated
+    )
+    return make_dataset(name, source.class_names, train, test, validation, split_seed)
+
+
+def dataset_of_arrays(
+    splits: Sequence[Sequence[np.ndarray]], validation: float, split_seed: int
+) -> Dataset:
+    """Makes a data set of arrays: ((images, labels), (images, labels)).
+
+    Args:
+      splits: to train and to test on: images (n, H, W, 1 or 3) uint8 and labels (n,)
+        of whole numbers from 0.
+      validation: as for `load_dataset`.
+      split_seed: as for `load_dataset`.
+
+    Raises:
+      InputError: for anything else.
+    """
+    found = []
+    for name, arrays in zip(("train", "test"), splits, strict=True):
+        images, labels = map(np.asarray, arrays)
+        form = (
+            f"{images.dtype}{list(images.shape)} and {labels.dtype}{list(labels.shape)}"
+        )
+        allowed = "uint8 images [n, H, W, 1 or 3] and n integer labels, n at least 1"
+        is_sound = (
+            images.dtype == np.uint8
+            and images.ndim == 4
+            and images.shape[3] in (1, 3)
+            and min(images.shape) > 0
+            and labels.dtype.kind in "iu"
+            and labels.shape == images.shape[:1]
+        )
+        require(is_sound, f"data ({name})", form, allowed)
+        require(labels.min() >= 0, f"labels ({name})", int(labels.min()), "0 or more")
+        found.append(Split(images, labels.astype(np.int32)))
+    train, test = found
+    most = int(train.labels.max())
+    allowed = f"at most {most}, as in the training set"
+    require(test.labels.max() <= most, "labels (test)", int(test.labels.max()), allowed)
+    names = tuple(map(str, range(most + 1)))
+    return make_dataset("arrays", names, train, test, validation, split_seed)
+
+
+def make_dataset(
+    name: str,
+    class_names: tuple[str, ...],
+    train: Split,
+    test: Split,
+    validation: float,
+    split_seed: int,
+) -> Dataset:
+    """Makes a data set of its splits; the arguments are those of `load_dataset`."""
+    sides = lambda split: "x".join(map(str, split.images.shape[1:]))
+    require(
+        sides(train) == sides(test),
+        "the shape of test images",
+        sides(test),
+        f"{sides(train)}, as of training images; --config.image_size resizes both",
+    )
+    total = digest((train, test))
+    count = round(validation * len(train.labels)) if validation < 1 else int(validation)
+    if validation:
+        seed = (split_seed, _OF_VALIDATION)
+        train, held = _hold_out(train, max(1, count), seed, "validation")
+    else:
+        held = train.take(np.zeros(0, int))
+    info = DatasetInfo(
+        name=name,
+        image_shape=train.images.shape[1:],
+        class_names=class_names,
+        num_images=(len(train.labels), len(test.labels)),
+        num_validation=len(held.labels),
+        digest=total,
+    )
+    return Dataset(info, train, held, test)
 
 
 def digest(splits: Sequence[Split]) -> str:
@@ -61,23 +283,31 @@ def digest(splits: Sequence[Split]) -> str:
     return total.hexdigest()
 
 
+def _hold_out(split, count, seed, field):
+    most = len(split.labels) - len(np.unique(split.labels))
+    allowed = f"at most {most}, as each class keeps an image to train on"
+    require(count <= most, field, count, allowed)
+    kept, held = hold_out(split.labels, count, seed)
+    return split.take(kept), split.take(held)
+
+
 def _decoded_once(
     directory: pathlib.Path,
     name: str,
-    files: list[str],
-    decode: Callable[[], dict[str, np.ndarray]],
+    files: Sequence[epath.Path],
+    treated: str,
+    decode: Callable[[], Split],
 ) -> Split:
     """Decodes `files` once and keeps the split: decoding takes half of a start."""
-    stats = [epath.Path(file).stat() for file in files]
-    key = repr([(f, s.length, s.mtime) for f, s in zip(files, stats, strict=True)])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = directory / f"{name}-{digest}.npz"
+    stats = [file.stat() for file in files]
+    key = [(str(f), s.length, s.mtime) for f, s in zip(files, stats, strict=True)]
+    digest_of_files = hashlib.sha256(f"{key} {treated}".encode()).hexdigest()[:16]
+    path = directory / f"{name}-{digest_of_files}.npz"
     absent = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # or broken
     with contextlib.suppress(*absent), path.open("rb") as file:
         kept = np.load(file)
         return Split(kept["images"], kept["labels"])
-    examples = decode()
-    split = Split(examples["image"], examples["label"].astype(np.int32))
+    split = decode()
     content = io.BytesIO()
     np.savez(content, images=split.images, labels=split.labels)
     with contextlib.suppress(OSError):  # a cache that can't be written is none

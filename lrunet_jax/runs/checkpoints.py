@@ -21,7 +21,8 @@ class Checkpoints:
     """The checkpoints in a directory, by step.
 
     Each holds the arrays of the training state, the run's config, its record up to
-    there, the test metrics if the step was evaluated, and the digests of all of them. A
+    there, the facts about its data, the metrics if the step was evaluated, and the
+    digests of all of them. A
     save that is killed leaves no checkpoint. `runs.restoring` reads them.
     """
 
@@ -41,7 +42,7 @@ class Checkpoints:
         json = ocp.JsonCheckpointHandler(multiprocessing_options=alone())
         arrays = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
         items.add("state", ocp.args.PyTreeSave, arrays)
-        for name in ("config", "record", "digest"):
+        for name in ("config", "data", "record", "digest"):
             items.add(name, ocp.args.JsonSave, json)
         self._manager = ocp.CheckpointManager(
             directory,
@@ -60,8 +61,9 @@ class Checkpoints:
         step: int,
         state: Any,
         config: dict[str, Any],
+        data: dict[str, Any],
         lines: Sequence[Line] = (),
-        test: dict[str, float] | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Starts to write a checkpoint.
 
@@ -69,8 +71,9 @@ class Checkpoints:
           step: of the state, and the name of the checkpoint.
           state: every field of it that holds arrays is stored.
           config: of the run, as plain containers.
+          data: the facts about its data, as plain containers.
           lines: of the run's record.
-          test: the metrics of `compile_evaluation`, if the state was evaluated.
+          metrics: of `compile_evaluation`, if the state was evaluated.
         """
         self._saved_at = time.monotonic()
         before, self._latest = self._latest, step
@@ -78,8 +81,8 @@ class Checkpoints:
         # processes have as well would be written by all of them.
         fields = jax.tree.map(np.array, array_fields(state))
         record = {"lines": list(lines)}
-        plain = {"config": config, "record": record}
-        plain |= {} if test is None else {"metrics": test}
+        plain = {"config": config, "data": data, "record": record}
+        plain |= {} if metrics is None else {"metrics": metrics}
         items = json_digests({"step": step, **plain})
         digest = {"state": array_digests(fields), "items": items}
         self._manager.save(
@@ -87,10 +90,11 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(fields),
                 config=ocp.args.JsonSave(config),
+                data=ocp.args.JsonSave(data),
                 record=ocp.args.JsonSave(record),
                 digest=ocp.args.JsonSave(digest),
             ),
-            metrics=test,
+            metrics=metrics,
             force=True,  # also where the name of another one is a later step
         )
         self._require_whole(before)  # for which Orbax has waited

@@ -13,6 +13,7 @@ from lrunet_jax.runs.earlier import translate
 
 # Fields of the model that parameters do not depend on.
 _FREE_MODEL_FIELDS = ("model.drop",)
+_SAME = ("dataset", "normalise", "validation", "split_seed")  # in all of a run
 
 
 def write_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:
@@ -53,7 +54,7 @@ def require_same_run(changed: Mapping[str, tuple], workdir: str) -> None:
     for field, (old, new) in changed.items():
         of_model = field.startswith("model.") and field not in _FREE_MODEL_FIELDS
         of_state = field == "ema_decay" and bool(old) != bool(new)
-        if of_model or of_state or field in ("dataset", "normalise"):
+        if of_model or of_state or field in _SAME:
             raise InputError(
                 f"{field} is {new!r}, but the run in {workdir} has {old!r}; give "
                 "another --workdir, or the same value to go on"

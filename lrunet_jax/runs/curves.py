@@ -10,26 +10,29 @@ from etils import epath
 
 from lrunet_jax.models import list_models
 from lrunet_jax.runs.groups import Group, mean_curve
-from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.record import Line, accuracy_of, is_evaluated
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
 
 _HOLLOW = {"color": "0.5", "fillstyle": "none"}
+_LOSSES = [
+    f"{split}_{kind}loss" for split in ("validation", "test") for kind in ("ema_", "")
+]
 # The values of an epoch, by panel and by the style of their line.
 _CURVES: dict[str, dict[str, Any]] = {
     "loss": {
         "training": lambda line: line.get("train_loss"),
-        "test": lambda line: line.get("test_ema_loss", line.get("test_loss")),
+        "evaluation": lambda line: next(filter(None, map(line.get, _LOSSES)), None),
     },
     "accuracy in %": {
         "training": lambda line: 100 * line["train_accuracy"],
-        "test": lambda line: (
-            100 * accuracy_of(line) if "test_accuracy" in line else None
+        "evaluation": lambda line: (
+            100 * accuracy_of(line) if is_evaluated(line) else None
         ),
     },
 }
-_STYLES = {"training": "--", "test": "-"}
+_STYLES = {"training": "--", "evaluation": "-"}
 
 
 class Reference(NamedTuple):

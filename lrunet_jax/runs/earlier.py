@@ -2,6 +2,10 @@
 
 from typing import Any
 
+# Of a config, with the values that runs had before there were these fields.
+_NEW_FIELDS = {
+    **{"image_size": 0, "skip_broken": False, "validation": 0.0, "split_seed": 0},
+}
 _LOWERINGS = {"mapped": "cpu", "dense": "tpu"}
 
 
@@ -26,6 +30,8 @@ def translate(stored: dict[str, Any]) -> dict[str, Any]:
             gone = ("lowering", "unroll")
             kept = {name: fields[name] for name in fields if name not in gone}
             stored = {**stored, field: kept}
+    if "model" in stored and "dataset" in stored and "epochs" in stored:
+        stored = _NEW_FIELDS | stored
     match stored.get("opt_state"):
         case [decay, [momentum, {"count": _}]]:
             stored = {**stored, "opt_state": [decay, [momentum, {}]]}

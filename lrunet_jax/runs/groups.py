@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.models import create_model, summarise
 from lrunet_jax.runs.config import flatten, read_config
-from lrunet_jax.runs.record import Line, accuracy_of, read_lines
+from lrunet_jax.runs.facts import info_of, read_facts
+from lrunet_jax.runs.record import Line, accuracy_on, read_lines
 
 
 class Estimate(NamedTuple):
@@ -30,6 +30,8 @@ class Run(NamedTuple):
       config: its fields by their dotted names.
       lines: of its record.
       accuracies: on the test set, by epoch; at least one.
+      best: that of the best epoch on held out images, by the epoch that it was known
+        at; empty without such images.
       costs: of its model, see `summarise`.
     """
 
@@ -37,6 +39,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     lines: list[Line]
     accuracies: dict[int, float]
+    best: dict[int, float]
     costs: dict[str, int]
 
 
@@ -61,9 +64,14 @@ class Group(NamedTuple):
         return estimate([run.accuracies[self.epochs()[-1]] for run in self.runs])
 
     def best(self) -> Estimate:
-        """The best accuracy of each run, at any of these epochs."""
-        epochs = self.epochs()
-        return estimate([max(run.accuracies[e] for e in epochs) for run in self.runs])
+        """The accuracy of each run's best epoch, on held out images if there are any.
+
+        Without them it is the best on the test set, at any of these epochs.
+        """
+        *_, last = epochs = self.epochs()
+        best = lambda run: max(run.accuracies[epoch] for epoch in epochs)
+        chosen = [run.best[last] if run.best else best(run) for run in self.runs]
+        return estimate(chosen)
 
     def epochs(self) -> list[int]:
         """The epochs that all runs have been evaluated at."""
@@ -140,18 +148,26 @@ def _read_run(path):
             _require_numbers(line, "epoch", "train_loss", "train_accuracy")
         tested = [line for line in lines if "test_accuracy" in line]
         if not tested:
-            raise ValueError("no epoch was evaluated yet")
+            at_end = " yet: with held out images that is done at the end"
+            raise ValueError(
+                f"no epoch was tested{at_end * bool(config['validation'])}"
+            )
         for line in tested:
             _require_numbers(line, *(name for name in line if name.startswith("test")))
         _require_numbers(config, "seed", "epochs")
-        dataset = dataset_info(config["dataset"])
-        model = create_model(num_classes=dataset.num_classes, **config["model"])
+        info = info_of(read_facts(workdir), config["dataset"])
+        model = create_model(num_classes=info.num_classes, **config["model"])
         return Run(
             path=path,
             config=dict(flatten(config)),
             lines=lines,
-            accuracies={line["epoch"]: accuracy_of(line) for line in tested},
-            costs=summarise(model, dataset.image_shape),
+            accuracies={line["epoch"]: accuracy_on("test", line) for line in tested},
+            best={
+                line["epoch"]: accuracy_on("best_test", line)
+                for line in tested
+                if config["validation"]
+            },
+            costs=summarise(model, info.image_shape),
         )
     except Exception as error:  # no directory, no JSON, other JSON than train.py's
         raise InputError(

@@ -21,6 +21,10 @@ class Record:
     `train_accuracy`, `learning_rate` (of the last step), `images_per_second`, and for
     an epoch that was evaluated `test_loss` and `test_accuracy`, with moving averages
     also `test_ema_loss` and `test_ema_accuracy`. Accuracies are fractions.
+
+    With held out images these are `validation_loss` and so on, and the last epoch has
+    the test set's as well, and those of the best epoch on the held out images:
+    `best_epoch`, `best_test_loss`, `best_test_accuracy`.
     """
 
     def __init__(
@@ -121,5 +125,30 @@ def require_lines(lines: list[Line]) -> None:
 
 
 def accuracy_of(metrics: Mapping[str, float]) -> float:
-    """The test accuracy: of the averaged weights, if there are any."""
-    return metrics.get("test_ema_accuracy", metrics["test_accuracy"])
+    """The accuracy that the best epoch is chosen by.
+
+    It is that on held out images, if there are any, else that on the test set.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    held_out = "validation_accuracy" in metrics
+    return accuracy_on("validation" if held_out else "test", metrics)
+
+
+def accuracy_on(split: str, metrics: Mapping[str, float]) -> float:
+    """The accuracy on a split, of the averaged weights if there are any.
+
+    Args:
+      split: `validation`, `test`, or `best_test` for that of the best epoch.
+      metrics: of an epoch.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    return metrics.get(f"{split}_ema_accuracy", metrics[f"{split}_accuracy"])
+
+
+def is_evaluated(metrics: Mapping[str, float]) -> bool:
+    """Tells whether there is an accuracy, see `accuracy_of`."""
+    return "validation_accuracy" in metrics or "test_accuracy" in metrics

@@ -25,11 +25,15 @@ from lrunet_jax.runs.record import Line, accuracy_of, require_lines
 from lrunet_jax.runs.trouble import DamagedError, read_carefully
 from lrunet_jax.verbosity import unlogged
 
-# From a run's config to the wanted fields of its state: arrays, or abstract ones.
-Wanted = Callable[[dict[str, Any]], dict[str, Any]]
+# From a run's config and the facts about its data to the wanted fields of its state,
+# as abstract arrays.
+Wanted = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 # What Orbax calls the files of a checkpoint's items that are JSON.
-PLAIN_FILES = {"config": "metadata", "metrics": "metrics", "record": "metadata"}
+PLAIN_FILES = {
+    **{"config": "metadata", "data": "metadata"},
+    **{"metrics": "metrics", "record": "metadata"},
+}
 
 
 class Checkpoint(NamedTuple):
@@ -39,7 +43,9 @@ class Checkpoint(NamedTuple):
       step: its name.
       fields: of the training state, those that were wanted.
       config: of the run.
-      metrics: on the test set; empty if it was not evaluated.
+      metrics: of the evaluation; empty if it was not evaluated.
+      data: the facts about the data, see `DatasetInfo`; empty in one written before
+        they were kept.
       lines: of the run's record up to here; None in one written before the first
         release, which has no digest either.
       verified: whether it agrees with its digest; False if it has none.
@@ -49,6 +55,7 @@ class Checkpoint(NamedTuple):
     fields: dict[str, Any]
     config: dict[str, Any]
     metrics: dict[str, float]
+    data: dict[str, Any]
     lines: list[Line] | None
     verified: bool
 
@@ -127,7 +134,7 @@ def read_checkpoint(
 def latest_items(directory: epath.Path) -> dict[str, Any]:
     """The items beside arrays of the newest checkpoint, of those that can be read.
 
-    `config`, `record` and `metrics`; empty if there is none.
+    `config`, `data`, `record` and `metrics`; empty if there is none.
     """
     for step in reversed(steps_in(directory)):
         try:
@@ -218,7 +225,8 @@ def _read(path, wanted, whole=False):
     """Reads a checkpoint, perhaps the whole of its state; any error may be damage."""
     items, digests = _plain_items(path)
     config = translate(items["config"])
-    fields = restore_arrays(path / "state", wanted(config), whole=whole)
+    target = wanted(config, items.get("data", {}))
+    fields = restore_arrays(path / "state", target, whole=whole)
     if digests is not None:
         stored = digests["state"]
         if not whole:
@@ -229,6 +237,7 @@ def _read(path, wanted, whole=False):
         fields=fields,
         config=config,
         metrics=items.get("metrics", {}),
+        data=items.get("data", {}),
         lines=items["record"]["lines"] if "record" in items else None,
         verified=digests is not None,
     )

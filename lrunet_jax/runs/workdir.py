@@ -13,18 +13,20 @@ from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.runs.checkpoints import Checkpoints, array_fields
 from lrunet_jax.runs.config import changes, read_config, require_same_run, write_config
 from lrunet_jax.runs.curves import plot_run
+from lrunet_jax.runs.facts import require_same_data, write_facts
 from lrunet_jax.runs.lock import locked
 from lrunet_jax.runs.record import Line, Record, read_lines
 from lrunet_jax.runs.restoring import (
     Checkpoint,
     latest_items,
+    read_checkpoint,
     restore_latest,
     steps_in,
 )
 from lrunet_jax.runs.trouble import OF_PATHS
 from lrunet_jax.verbosity import unlogged
 
-_FILES = ("config.json", "metrics.jsonl", "curves.png", "lock")
+_FILES = ("config.json", "data.json", "metrics.jsonl", "curves.png", "lock")
 _DIRECTORIES = ("checkpoints", "tensorboard")
 
 
@@ -120,7 +122,7 @@ class Workdir:
           TroubleError: if the disk or memory is in trouble.
         """
 
-        def wanted(config):
+        def wanted(config, _):
             require_same_run(changes(config, self._config), self._name)
             return array_fields(fresh)
 
@@ -128,8 +130,23 @@ class Workdir:
             found = restore_latest(self.path / "checkpoints", wanted)
         return found and (found, changes(found.config, self._config))
 
+    def set_data(
+        self, facts: dict[str, Any], config: ml_collections.ConfigDict
+    ) -> None:
+        """Sets the facts about the data, before anything else is done.
+
+        Args:
+          facts: see `runs.facts`.
+          config: of the run, with what was left to follow from the data.
+
+        Raises:
+          InputError: that names the first fact which is another one in the run.
+        """
+        require_same_data(self._items.get("data", {}), facts, self._name)
+        self._facts, self._config = facts, config
+
     def start(self, step: int, lines: list[Line] | None) -> None:
-        """Writes the config, and opens the record and the checkpoints.
+        """Writes config and facts, and opens the record and the checkpoints.
 
         Args:
           step: that the run goes on from; what the record has of later ones is removed.
@@ -144,6 +161,7 @@ class Workdir:
             if self._damaged_config:
                 print(f"{self._damaged_config}; it is written anew from the checkpoint")
             write_config(self.path, self._config.to_dict())
+            write_facts(self.path, self._facts)
         try:
             self.checkpoints = Checkpoints(self.path / "checkpoints")
         except Exception as error:
@@ -151,7 +169,10 @@ class Workdir:
         self._open.callback(self.checkpoints.close)
 
     def save(
-        self, state: Any, line: Line | None = None, test: dict[str, float] | None = None
+        self,
+        state: Any,
+        line: Line | None = None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Adds an epoch's `line` to the record, and starts to write a checkpoint.
 
@@ -160,13 +181,14 @@ class Workdir:
         Args:
           state: of the training.
           line: of the epoch, if it is done.
-          test: the metrics of `state`, if it was evaluated.
+          metrics: of `state`, if it was evaluated.
 
         Raises:
           TroubleError: if the disk does not take it.
         """
-        step, config, lines = int(state.step), self._config.to_dict(), self.record.lines
-        latest = self._latest = step, state, config, lines, test
+        config, lines = self._config.to_dict(), self.record.lines
+        latest = int(state.step), state, config, self._facts, lines, metrics
+        self._latest = latest
         if not self._lock_is_there():
             raise self._trouble(FileNotFoundError("its lock is gone, or another one"))
         writes = [lambda: self.checkpoints.save(*latest)]
@@ -191,6 +213,12 @@ class Workdir:
             plot_run(self.record.lines, self.path / "curves.png")
         except Exception as error:  # remote storage has errors of its own
             raise self._trouble(error) from error
+
+    def best_of(self, step: int, fields: dict[str, Any]) -> dict[str, Any]:
+        """Some fields of an earlier state, which `fields` has as abstract arrays."""
+        self.checkpoints.latest_path()  # once all of them are written
+        checkpoints = self.path / "checkpoints"
+        return read_checkpoint(checkpoints, step, lambda *_: fields).fields
 
     def lines(self) -> Sequence[Line]:
         """The lines of the record."""

@@ -77,31 +77,31 @@ def evaluate(
 
 
 def compile_evaluation(
-    state: TrainState, test_set: data.Split, batch_size: int, mesh: Mesh
-) -> tuple[Callable[[TrainState, data.Split], dict[str, float]], int]:
+    state: TrainState, split: data.Split, batch_size: int, mesh: Mesh
+) -> tuple[Callable[[TrainState, data.Split, str], dict[str, float]], int]:
     """A compiled function from a state to its metrics: `test_loss`, `test_accuracy`.
 
     With moving averages also `test_ema_loss` and `test_ema_accuracy`.
 
     Args:
       state: an example, with the shapes and shardings of those to come.
-      test_set: what it is called with, or the same as abstract arrays with shardings.
+      split: what it is called with, or the same as abstract arrays with shardings.
       batch_size: images at a time, over all devices.
       mesh: the devices.
 
     Returns:
-      The function, of a state and the test set, and the bytes that it takes.
+      The function, of a state, the split and its name, and the bytes that it takes.
     """
     program, taken = _compile(
-        state.apply_fn, (state.variables(), test_set), batch_size, mesh
+        state.apply_fn, (state.variables(), split), batch_size, mesh
     )
 
-    def evaluate_state(state, test_set):
-        test: dict[str, float] = {}
-        for prefix, variables in state.evaluated().items():
-            metrics, _ = program(variables, test_set)
-            test |= metrics.means(prefix)
-        return test
+    def evaluate_state(state, split, name):
+        found: dict[str, float] = {}
+        for kind, variables in state.evaluated().items():
+            metrics, _ = program(variables, split)
+            found |= metrics.means(f"{name}_{kind}")
+        return found
 
     return evaluate_state, taken
 

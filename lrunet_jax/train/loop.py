@@ -6,6 +6,7 @@ import time
 
 import jax
 import ml_collections
+import numpy as np
 
 from lrunet_jax import data, ops
 from lrunet_jax.errors import DivergedError
@@ -16,7 +17,9 @@ from lrunet_jax.output import unbreakable_output
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.checkpoints import array_fields
 from lrunet_jax.runs.config import flatten
+from lrunet_jax.runs.facts import facts_of
 from lrunet_jax.runs.lock import require_signed
+from lrunet_jax.runs.record import accuracy_of, is_evaluated
 from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train import processes
 from lrunet_jax.train.devices import abstract, make_mesh, place
@@ -35,11 +38,14 @@ from lrunet_jax.train.report import (
     print_resumed,
     print_warmup,
 )
-from lrunet_jax.train.setup import fresh_state, setup
+from lrunet_jax.train.setup import for_data, fresh_state, setup
 from lrunet_jax.train.signals import stop_signals
 from lrunet_jax.train.state import TrainState, is_finite
 from lrunet_jax.train.validate import validate, validate_with_data
 from lrunet_jax.weights.loading import weights_for
+
+# Images and labels, to train on and to test on.
+Arrays = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def train_and_evaluate(
@@ -47,6 +53,7 @@ def train_and_evaluate(
     workdir: str,
     data_dir: str = "",
     profile: str = "",
+    data: Arrays | None = None,
 ) -> TrainState:
     """Trains `config.model` on `config.dataset`; resumes the run in `workdir`, if any.
 
@@ -65,8 +72,10 @@ def train_and_evaluate(
       config: as `configs/default.py` documents it.
       workdir: for checkpoints, `metrics.jsonl`, `config.json`, `curves.png` and
         TensorBoard events; locked while the run trains.
-      data_dir: of TFDS, see `data.load_split`.
+      data_dir: of TFDS or of pictures, see `load_dataset`.
       profile: a directory for a trace of some steps, see `profiled`; empty for none.
+      data: arrays in place of `config.dataset`: the images (n, H, W, channels) uint8
+        and the labels (n,) to train on, and those to test on.
 
     Returns:
       The last state.
@@ -84,10 +93,10 @@ def train_and_evaluate(
             ops.lowering(config.lowering),
             jax.default_matmul_precision(config.matmul_precision),
         ):
-            return _train(config, workdir, data_dir, profile)
+            return _train(config, workdir, data_dir, profile, data)
 
 
-def _train(config, workdir, data_dir, profile):
+def _train(config, workdir, data_dir, profile, arrays):
     """Does what `train_and_evaluate` does, with valid values.
 
     Neither data nor state lie on a device before the programs are compiled, and nothing
@@ -96,29 +105,34 @@ def _train(config, workdir, data_dir, profile):
     path = processes.each(lambda: find_path("workdir", workdir))
     traces = processes.each(lambda: find_path("profile", profile) if profile else None)
     run = processes.OnFirst(lambda: Workdir(workdir, config))
-    prepare = functools.partial(_prepare, config, data_dir)
-    model, schedule, tx, *splits = processes.first_then_others(prepare)
-    others = {"profile": profile, "digest of the data": data.digest(splits)}
-    processes.require_same(dict(flatten(config)) | others)
-    mesh, shape = make_mesh(), splits[0].images.shape
+    prepare = functools.partial(_prepare, config, data_dir, arrays)
+    config, dataset, model, schedule, tx = processes.first_then_others(prepare)
+    facts = facts_of(dataset.info)
+    processes.require_same(dict(flatten(config)) | facts | {"profile": profile})
+    run.set_data(facts, config)
+    mesh, shape = make_mesh(), dataset.train.images.shape
     print_warmup(config)
     print_model(model, config.model, shape[1:])
-    print_data(config.dataset, *splits)
+    print_data(dataset.info)
     print_devices(config.batch_size, config.matmul_precision)
-    print_last_batch(len(splits[0].labels), config.batch_size)
+    print_last_batch(len(dataset.train.labels), config.batch_size)
     print(f"workdir  {path}", flush=True)
-    input_stats = data.input_stats(splits[0]) if config.normalise else {}
+    input_stats = data.input_stats(dataset.train) if config.normalise else {}
     create = functools.partial(fresh_state, config, model, tx, shape, input_stats)
-    example, *sets = abstract((jax.eval_shape(create), *splits), mesh)
+    splits = {"train": dataset.train, "test": dataset.test}
+    if config.validation:
+        splits["validation"] = dataset.validation
+    example, sets = abstract((jax.eval_shape(create), splits), mesh)
     init_from = "" if run.has_checkpoints() else config.init_from
     weights = functools.partial(weights_for, model, example.learned(), init_from)
     given = processes.from_first(weights) if init_from else {}
     compiled = functools.cache(
-        lambda: processes.each(lambda: _compile(config, mesh, example, *sets))
+        lambda: processes.each(lambda: _compile(config, mesh, example, sets))
     )
     if run.epochs_done() < config.epochs:
         compiled()
 
+    chosen_on = "validation" if config.validation else "test"
     with stop_signals() as stop_here, run:
         stop_requested = lambda: processes.largest(stop_here()) > 0
         signature = run.signature()
@@ -129,20 +143,21 @@ def _train(config, workdir, data_dir, profile):
             fields = processes.from_first(lambda: _fresh(create(), given))
         state = dataclasses.replace(example, **place(fields, mesh))
         if int(state.epoch) < config.epochs:
-            steps, evaluate, seconds = compiled()
-            train_set, test_set = place(splits, mesh)
+            steps, evaluations, seconds = compiled()
+            sets = place(splits, mesh)
+            evaluate = lambda state, name: evaluations[name](state, sets[name], name)
             last_batch = data.last_batch_size(state.num_images, config.batch_size)
             print(f"compiled in {duration(seconds)}", flush=True)
 
         while int(state.epoch) < config.epochs and not stop_requested():
             epoch = int(state.epoch) + 1
             progress = Progress(epoch, config.epochs, state.metrics, state.num_images)
-            calls = steps.run(state, train_set)
+            calls = steps.run(state, sets["train"])
             if traces is not None:
                 calls, traces = profiled(calls, traces), None
             for state in calls:
                 if not is_finite(state):
-                    states = steps.once_more(train_set)
+                    states = steps.once_more(sets["train"])
                     what = describe_divergence(states, leaf_names(model, shape[3]))
                     latest = run.latest_checkpoint()
                     processes.each(lambda: _raise_diverged(*what, latest, config))
@@ -154,10 +169,11 @@ def _train(config, workdir, data_dir, profile):
                 if run.minutes_since_save() >= config.checkpoint_minutes:
                     run.save(state)
             progress.close()
-            line, test = None, {}
+            line, metrics = None, {}
             if state.epoch_is_done():
-                if epoch % config.eval_every == 0 or epoch == config.epochs:
-                    test = evaluate(state, test_set)
+                is_last = epoch == config.epochs
+                if epoch % config.eval_every == 0 or is_last:
+                    metrics = evaluate(state, chosen_on)
                 rate = float(schedule(epoch - last_batch / state.num_images))
                 line = {
                     "step": int(state.step),
@@ -165,35 +181,62 @@ def _train(config, workdir, data_dir, profile):
                     **state.metrics.means("train_"),
                     "learning_rate": rate,
                     "images_per_second": progress.images_per_second,
-                    **test,
+                    **metrics,
                 }
+                if is_last and config.validation:
+                    line |= _tested(line, state, evaluate, run, mesh)
                 print_epoch(line, config.epochs)
                 state = state.next_epoch()
-            run.save(state, line, test or None)
+            run.save(state, line, metrics or None)
 
         run.draw_curves()
         print_result(state, config.epochs, run.lines(), path)
     return state
 
 
-def _prepare(config, data_dir):
-    """The network, its learning rate, its optimiser, and both splits of the data."""
-    dataset = data.dataset_info(config.dataset)
-    of_model = setup(config, dataset.num_classes)
-    splits = [data.load_split(config.dataset, n, data_dir) for n in ("train", "test")]
-    validate_with_data(config, splits[0].images.shape)
-    return *of_model, *splits
+def _prepare(config, data_dir, arrays):
+    """The config for the data, the data, the network, its schedule, its optimiser."""
+    held_out = {"validation": config.validation, "split_seed": config.split_seed}
+    if arrays is None:
+        dataset = data.load_dataset(
+            config.dataset,
+            data_dir,
+            image_size=config.image_size,
+            skip_broken=config.skip_broken,
+            **held_out,
+        )
+    else:
+        dataset = data.dataset_of_arrays(arrays, **held_out)
+    config = for_data(config, dataset.info)
+    require_memory("the data set", size((dataset.train, dataset.test)))
+    validate_with_data(config, dataset.train.images.shape)
+    return config, dataset, *setup(config, dataset.info.num_classes)
 
 
-def _compile(config, mesh, state, train_set, test_set):
-    """The epoch's loop, the evaluation, and how long it took to compile them.
+def _tested(line, state, evaluate, run, mesh):
+    """The metrics on the test set, of the last epoch and of the best one."""
+    evaluated = [e for e in (*run.lines(), line) if is_evaluated(e)]
+    # Of equals the latest: that is the one whose checkpoint is kept.
+    best = max(evaluated, key=lambda e: (accuracy_of(e), e["step"]))
+    last = evaluate(state, "test")
+    of_best = last
+    if best["step"] != line["step"]:
+        learned = array_fields(jax.eval_shape(lambda: state))
+        names = ("params", "batch_stats", "ema")
+        fields = run.best_of(best["step"], {name: learned[name] for name in names})
+        of_best = evaluate(state.replace(**place(fields, mesh)), "test")
+    of_best = {f"best_{name}": value for name, value in of_best.items()}
+    return last | {"best_epoch": best["epoch"]} | of_best
+
+
+def _compile(config, mesh, state, sets):
+    """The epoch's loop, the evaluations, and how long it took to compile them.
 
     Args:
       config: of the run.
       mesh: the devices.
-      state: abstract arrays, as `train_set` and `test_set`.
-      train_set: the training set.
-      test_set: the test set.
+      state: abstract arrays, as `sets`.
+      sets: the splits by their names; those that are not `train` are evaluated.
 
     Raises:
       InputError: if they need more memory than there is.
@@ -201,12 +244,16 @@ def _compile(config, mesh, state, train_set, test_set):
     began = time.monotonic()
     augmentation = data.Augmentation(**config.augment)
     batch_size, seed, dtype = config.batch_size, config.seed, config.dtype
-    steps = EpochLoop(state, train_set, augmentation, mesh, batch_size, seed, dtype)
-    evaluate, taken = compile_evaluation(state, test_set, batch_size, mesh)
-    training = steps.memory_taken + size((state, test_set))  # the state before it
-    evaluating = taken + size((state, train_set))
-    require_memory("the training", max(training, evaluating))
-    return steps, evaluate, time.monotonic() - began
+    steps = EpochLoop(state, sets["train"], augmentation, mesh, batch_size, seed, dtype)
+    others = lambda name: size([sets[other] for other in sets if other != name])
+    taken = [steps.memory_taken + size(state) + others("train")]  # the state before it
+    evaluations = {}
+    for name in sets.keys() - {"train"}:
+        program = compile_evaluation(state, sets[name], batch_size, mesh)
+        evaluations[name], bytes_taken = program
+        taken.append(bytes_taken + size(state) + others(name))
+    require_memory("the training", max(taken))
+    return steps, evaluations, time.monotonic() - began
 
 
 def _resumed(fresh, run):

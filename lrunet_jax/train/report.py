@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from lrunet_jax import data
 from lrunet_jax.models import summarise
-from lrunet_jax.runs.record import Line, accuracy_of
+from lrunet_jax.runs.record import Line, accuracy_of, accuracy_on, is_evaluated
 from lrunet_jax.train.setup import warmup_within
 from lrunet_jax.train.state import TrainState
 
@@ -37,12 +37,14 @@ def print_model(
     )
 
 
-def print_data(name: str, train_set: data.Split, test_set: data.Split) -> None:
+def print_data(info: data.DatasetInfo) -> None:
     """Prints the name, the sizes and the image shape of a data set."""
-    shape = "x".join(map(str, train_set.images.shape[1:]))
+    to_train, to_test = info.num_images
+    held_out = f", {info.num_validation:,} held out" if info.num_validation else ""
+    shape = "x".join(map(str, info.image_shape))
     print(
-        f"data     {name}: {len(train_set.labels):,} training and "
-        f"{len(test_set.labels):,} test images of {shape}"
+        f"data     {info.name}: {to_train:,} training{held_out} and {to_test:,} test "
+        f"images of {shape}, {info.num_classes} classes"
     )
 
 
@@ -102,10 +104,11 @@ def print_epoch(line: Line, epochs: int) -> None:
     print(
         f"epoch {line['epoch']}/{epochs}: "
         f"train loss {line['train_loss']:.4f}, accuracy {line['train_accuracy']:.2%}"
-        + (
-            f"; test loss {line['test_loss']:.4f}, accuracy {line['test_accuracy']:.2%}"
-            if "test_loss" in line
-            else ""
+        + "".join(
+            f"; {split} loss {line[f'{split}_loss']:.4f}, "
+            f"accuracy {line[f'{split}_accuracy']:.2%}"
+            for split in ("validation", "test")
+            if f"{split}_loss" in line
         )
         + f"; learning rate {line['learning_rate']:.4g}, "
         f"{line['images_per_second']:,.0f} images/s",
@@ -117,14 +120,22 @@ def print_result(
     state: TrainState, epochs: int, lines: Sequence[Line], workdir: epath.Path
 ) -> None:
     """Prints best and last test accuracy, with their files, and how to go on."""
-    evaluated = [line for line in lines if "test_accuracy" in line]
+    evaluated = [line for line in lines if is_evaluated(line)]
     if evaluated:
         # Of equals the latest: that is the one whose checkpoint is kept.
         best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
-        for name, line in (("best", best), ("last", evaluated[-1])):
+        last = evaluated[-1]
+        split = "validation" if "validation_accuracy" in last else "test"
+        chosen = " (chosen on the test set)" if split == "test" else ""
+        for name, line, note in (("best", best, chosen), ("last", last, "")):
             print(
-                f"{name} test accuracy {accuracy_of(line):.2%}, epoch "
+                f"{name} {split} accuracy {accuracy_of(line):.2%}{note}, epoch "
                 f"{line['epoch']}: {workdir / 'checkpoints' / str(line['step'])}"
+            )
+        if "best_test_accuracy" in last:
+            print(
+                f"test accuracy {accuracy_on('best_test', last):.2%} of the best "
+                f"epoch, {accuracy_on('test', last):.2%} of the last"
             )
     print(f"curves {workdir / 'curves.png'}")
     if int(state.epoch) < epochs:

@@ -6,10 +6,31 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from lrunet_jax.data import DatasetInfo
 from lrunet_jax.models import create_model
 from lrunet_jax.train.optim import create_optimizer, create_schedule
 from lrunet_jax.train.state import TrainState, create_train_state
 from lrunet_jax.train.targets import make_targets
+
+# The sets in which a mirror image is one of its class.
+MIRRORED = (
+    *("beans", "cars196", "cats_vs_dogs", "cifar10", "cifar100", "eurosat"),
+    *("fashion_mnist", "folder", "food101", "imagenette", "oxford_flowers102"),
+    *("oxford_iiit_pet", "stl10", "tf_flowers"),
+)
+
+
+def for_data(
+    config: ml_collections.ConfigDict, info: DatasetInfo
+) -> ml_collections.ConfigDict:
+    """The config, with the augmentation's size and flip set where they were not."""
+    config = config.copy_and_resolve_references()
+    augment, name = config.augment, info.name.partition("/")[0]
+    if augment.size is None:
+        augment.size = min(info.image_shape[:2])
+    if augment.flip is None:
+        augment.flip = name in MIRRORED
+    return config
 
 
 def setup(

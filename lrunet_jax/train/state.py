@@ -122,9 +122,9 @@ class TrainState(train_state.TrainState):
         return self.learned() | {"input_stats": self.input_stats}
 
     def evaluated(self) -> dict[str, dict[str, Any]]:
-        """The variables to evaluate, by the prefix of their metrics, like `test_`."""
-        raw = {"test_": self.variables()}
-        return raw | {"test_ema_": self.variables() | self.ema} if self.ema else raw
+        """The variables to evaluate, by what their metrics are called: ``, `ema_`."""
+        averages = {"ema_": self.variables() | self.ema} if self.ema else {}
+        return {"": self.variables()} | averages
 
     def update_ema(self) -> "TrainState":
         """The state with its averages moved towards the weights.

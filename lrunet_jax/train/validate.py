@@ -4,7 +4,6 @@ import ml_collections
 import numpy as np
 
 from lrunet_jax import ops
-from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import InputError, require, require_below_1, require_known
 from lrunet_jax.runs.config import flatten
 
@@ -18,6 +17,7 @@ FIELDS = {
     *("schedule", "decay_epochs", "decay_factor", "warmup_epochs"),
     *("normalise", "label_smoothing", "mixup", "ema_decay"),
     *("matmul_precision", "lowering", "eval_every", "checkpoint_minutes"),
+    *("image_size", "skip_broken", "validation", "split_seed"),
 }
 
 
@@ -35,12 +35,18 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
             f"config has no field {', '.join(map(repr, sorted(missing)))}; "
             "configs/default.py documents all fields"
         )
-    dataset_info(config.dataset)
     ops.resolve(config.lowering)
     require_known("matmul_precision", config.matmul_precision, PRECISIONS)
     require_known("dtype", config.dtype, DTYPES)
     for field in ("batch_size", "epochs", "eval_every", "augment.size"):
-        require(values[field] >= 1, field, values[field], "at least 1")
+        is_set = values[field] is not None  # that of the crop may follow the image
+        require(not is_set or values[field] >= 1, field, values[field], "at least 1")
+    size, held_out = config.image_size, config.validation
+    most = 1 << 14
+    require(0 <= size <= most, "image_size", size, f"0, or a side of up to {most}")
+    is_count = held_out < 1 or float(held_out).is_integer()
+    allowed = "a number of images, or a share below 1, 0 for none"
+    require(held_out >= 0 and is_count, "validation", held_out, allowed)
     for field in (
         "learning_rate",
         "weight_decay",
@@ -55,7 +61,9 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     minutes = config.checkpoint_minutes
     require(minutes >= 0, "checkpoint_minutes", minutes, "0 or more")
     # JAX takes the lower half of a longer one, so that two would give the same run.
-    require(0 <= config.seed < 1 << 32, "seed", config.seed, "in [0, 2 to the 32nd)")
+    for field in ("seed", "split_seed"):
+        allowed = "in [0, 2 to the 32nd)"
+        require(0 <= values[field] < 1 << 32, field, values[field], allowed)
     rotation = config.augment.rotation
     require(rotation <= 180, "augment.rotation", rotation, "at most 180 degrees")
     mixup = config.mixup

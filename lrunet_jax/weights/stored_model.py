@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from lrunet_jax.data import dataset_info
+from lrunet_jax.data import Split, load_split, open_source
 from lrunet_jax.errors import InputError, require
 from lrunet_jax.models import create_model
 
@@ -27,6 +27,7 @@ class StoredModel(NamedTuple):
       epoch: after which it was stored, counted from 0; None if not recorded.
       class_names: in the order of the labels; empty if they are not known.
       image_size: [H, W] of the images that it was trained on; empty if not known.
+      split_seed: by which the set's test images were drawn, if it had none.
     """
 
     arguments: dict[str, Any]
@@ -39,6 +40,7 @@ class StoredModel(NamedTuple):
     epoch: int | None
     class_names: Sequence[str] = ()
     image_size: Sequence[int] = ()
+    split_seed: int = 0
 
     def create_model(self) -> nn.Module:
         """The network, without its variables."""
@@ -51,12 +53,24 @@ class StoredModel(NamedTuple):
         return f"{self.arguments['name']} ({listed})"
 
 
-def choose_dataset(stored: StoredModel, dataset: str = "") -> str:
-    """The data set to evaluate on: `dataset`, by default what it was trained on.
+def load_test_set(
+    stored: StoredModel, dataset: str = "", data_dir: str = ""
+) -> tuple[str, tuple[str, ...], Split]:
+    """The test set to evaluate on: by default of what it was trained on.
+
+    Its images get the size and the channels of those that the network was trained on.
+
+    Args:
+      stored: the network.
+      dataset: the name of the set; needed where the network does not say its own.
+      data_dir: see `open_source`.
+
+    Returns:
+      The name of the set, its classes' names, and its test images.
 
     Raises:
-      InputError: if it is not known, or has other images or another number of classes
-        than the network is made for.
+      InputError: if it can't be read, or has another number of classes, or images of
+        other channels, than the network is made for.
     """
     name = dataset or stored.dataset
     if not name:
@@ -64,17 +78,30 @@ def choose_dataset(stored: StoredModel, dataset: str = "") -> str:
             f"{stored.name} does not say what it was trained on; name the data set "
             "with --dataset"
         )
-    info = dataset_info(name)
-    have = (stored.arguments["num_classes"], stored.channels)
-    need = (info.num_classes, info.image_shape[2])
-    require(
-        have == need,
-        "dataset",
+    if name == "arrays":
+        raise InputError(
+            f"{stored.name} was trained on arrays, which only Python can give; name a "
+            "data set with --dataset"
+        )
+    ours = name == stored.dataset
+    source = open_source(name, data_dir)
+    classes, most = len(source.class_names), stored.arguments["num_classes"]
+    field, allowed = "dataset", f"one of {most} classes, like {stored.name}; {name} has"
+    require(classes == most, field, name, f"{allowed} {classes}")
+    split = load_split(
         name,
-        f"one of {have[0]} classes and images of {have[1]} channels, like {stored.name}"
-        f"; {name} has {need[0]} and {need[1]}",
+        "test",
+        data_dir,
+        image_size=stored.image_size if ours else (),
+        channels=stored.channels if ours else 0,
+        split_seed=stored.split_seed,
+        skip_broken=True,
     )
-    return name
+    channels = split.images.shape[3]
+    allowed = f"one with images of {stored.channels} channels, like {stored.name}; "
+    allowed += f"{name} has {channels}"
+    require(channels == stored.channels, field, name, allowed)
+    return name, source.class_names, split
 
 
 def require_facts(stored: StoredModel) -> None:
@@ -95,6 +122,7 @@ def require_facts(stored: StoredModel) -> None:
         "accuracy": accuracy is None
         or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1),
         "epoch": stored.epoch is None or is_count(stored.epoch),
+        "split_seed": is_count(stored.split_seed),
         "class_names": isinstance(stored.class_names, list | tuple)
         and all(isinstance(name, str) for name in stored.class_names)
         and len(stored.class_names) in (0, stored.arguments.get("num_classes")),

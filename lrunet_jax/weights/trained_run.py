@@ -6,9 +6,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from lrunet_jax.data import dataset_info
+from lrunet_jax.data import DatasetInfo
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.runs.facts import info_of
+from lrunet_jax.runs.record import accuracy_on
 from lrunet_jax.runs.restoring import read_checkpoint
 from lrunet_jax.weights.stored_model import (
     StoredModel,
@@ -28,23 +30,22 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
       InputError: if there is none, or it can't be read.
     """
     found = read_checkpoint(workdir / "checkpoints", step, _wanted_fields)
+    info = info_of(found.data, found.config["dataset"])
     state, config = dict(found.fields), found.config
-    epochs = int(state.pop("epoch"))
+    epochs, metrics = int(state.pop("epoch")), found.metrics
     averages = state.pop("ema", {})
-    info = dataset_info(config["dataset"])
     stored = StoredModel(
-        arguments=_arguments(config),
+        arguments=_arguments(config, info),
         channels=info.image_shape[2],
         variables=state | averages,
         counters=found.step,
         name=workdir.name,
-        dataset=config["dataset"],
-        accuracy=found.metrics.get(
-            "test_ema_accuracy" if averages else "test_accuracy"
-        ),
+        dataset=info.name,
+        accuracy=accuracy_on("test", metrics) if "test_accuracy" in metrics else None,
         epoch=epochs - 1 if epochs else None,  # the last complete one
         class_names=info.class_names,
         image_size=info.image_shape[:2],
+        split_seed=config["split_seed"],
     )
     try:
         require_facts(stored)
@@ -53,15 +54,15 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
     return stored
 
 
-def _arguments(config: dict[str, Any]) -> dict[str, Any]:
-    classes = dataset_info(config["dataset"]).num_classes
-    return config["model"] | {"num_classes": classes}
+def _arguments(config: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    return config["model"] | {"num_classes": info.num_classes}
 
 
-def _wanted_fields(config: dict[str, Any]) -> dict[str, Any]:
+def _wanted_fields(config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """The fields of a training state that make a network, as abstract arrays."""
-    channels = dataset_info(config["dataset"]).image_shape[2]
-    learned = abstract_variables(create_model(**_arguments(config)), channels)
+    info = info_of(facts, config["dataset"])
+    channels = info.image_shape[2]
+    learned = abstract_variables(create_model(**_arguments(config, info)), channels)
     fields: dict[str, Any] = {"epoch": jax.ShapeDtypeStruct((), np.int32)}
     if config["normalise"]:
         fields |= {"input_stats": abstract_input_stats(channels)}

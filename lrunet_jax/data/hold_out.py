@@ -1,0 +1,44 @@
+"""Images that are held out of a set, by their labels and places alone."""
+
+import numpy as np
+
+
+def hold_out(
+    labels: np.ndarray, count: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images into those that are kept and those that are held out.
+
+    Each class gives in proportion, and keeps at least one image. What is drawn depends
+    on the labels, the count and the seed alone.
+
+    Args:
+      labels: (n,) of the images.
+      count: of the images to hold out; at most n less one for each class.
+      seed: integers.
+
+    Returns:
+      The places of the kept images and those of the others, both ascending.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    shares = _in_proportion(sizes - 1, sizes, count)
+    rng = np.random.default_rng(seed)
+    held = [
+        rng.permutation(np.flatnonzero(labels == name))[:share]
+        for name, share in zip(classes, shares, strict=True)
+    ]
+    places = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), places), places
+
+
+def _in_proportion(most, weights, count):
+    """Whole numbers in proportion to `weights`, of sum `count`, each up to its most."""
+    shares = np.zeros(len(most), int)
+    while (left := count - shares.sum()) > 0:
+        room = most - shares
+        exact = left * weights * (room > 0) / np.sum(weights[room > 0])
+        more = np.minimum(np.floor(exact).astype(int), room)
+        if not more.any():  # the largest fractions, of equals the first
+            order = np.argsort(-exact, kind="stable")[:left]
+            more[order] = np.minimum(1, room[order])
+        shares += more
+    return shares
