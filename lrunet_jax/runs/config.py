@@ -53,7 +53,7 @@ def require_same_run(changed: Mapping[str, tuple], workdir: str) -> None:
     for field, (old, new) in changed.items():
         of_model = field.startswith("model.") and field not in _FREE_MODEL_FIELDS
         of_state = field == "ema_decay" and bool(old) != bool(new)
-        if of_model or of_state or field in ("dataset", "normalise"):
+        if of_model or of_state or field in ("dataset", "freeze", "normalise"):
             raise InputError(
                 f"{field} is {new!r}, but the run in {workdir} has {old!r}; give "
                 "another --workdir, or the same value to go on"
