@@ -29,6 +29,7 @@ from lrunet_jax.train.report import (
     print_data,
     print_devices,
     print_epoch,
+    print_frozen,
     print_last_batch,
     print_model,
     print_result,
@@ -110,8 +111,11 @@ def _train(config, workdir, data_dir, profile):
     input_stats = data.input_stats(splits[0]) if config.normalise else {}
     create = functools.partial(fresh_state, config, model, tx, shape, input_stats)
     example, *sets = abstract((jax.eval_shape(create), *splits), mesh)
+    print_frozen(example)
     init_from = "" if run.has_checkpoints() else config.init_from
-    weights = functools.partial(weights_for, model, example.learned(), init_from)
+    weights = functools.partial(
+        weights_for, model, example.learned(), init_from, normalise=config.normalise
+    )
     given = processes.from_first(weights) if init_from else {}
     compiled = functools.cache(
         lambda: processes.each(lambda: _compile(config, mesh, example, *sets))
