@@ -105,8 +105,12 @@ def paper() -> ml_collections.ConfigDict:
     config.ema_decay = 0.0  # moving averages of the weights, evaluated as test_ema
 
     # Trained weights to begin with, instead of fresh ones: a PyTorch file, a workdir, a
-    # published checkpoint. A classifier of another number of classes stays fresh.
+    # published checkpoint. A classifier of another number of classes stays fresh. From
+    # colour to grey the first convolution is summed, the other way it is spread.
     config.init_from = ""
+    # What stays as it begins, and runs as in evaluation, with neither dropout nor the
+    # batch's own statistics: all_but_classifier, which is the last layer; or nothing.
+    config.freeze = ""
 
     # Of the training step: float32 or bfloat16. Weights, statistics and evaluation
     # stay float32.

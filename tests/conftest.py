@@ -29,7 +29,14 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from configs import lrunet
 from lrunet_jax import cli, ops
-from lrunet_jax.models import mobilenet, mobilenet_v2, shufflenet, shufflenet_v2
+from lrunet_jax.models import (
+    abstract_variables,
+    mobilenet,
+    mobilenet_v2,
+    shufflenet,
+    shufflenet_v2,
+    top_level,
+)
 from lrunet_jax.runs import trouble
 
 # Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
@@ -311,6 +318,12 @@ def shared() -> pathlib.Path:
 @pytest.fixture
 def shallow(monkeypatch):
     """Baselines with few blocks, but of every kind, which compile much faster."""
+    of_models = abstract_variables, top_level  # which know nothing of the constants
+    for function in of_models:
+        function.cache_clear()
     for module, constants in SHALLOW.items():
         for name, value in constants.items():
             monkeypatch.setattr(module, name, value)
+    yield
+    for function in of_models:
+        function.cache_clear()

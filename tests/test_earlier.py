@@ -173,6 +173,13 @@ def test_a_lowering_leaves_the_model(before, after):
     }
 
 
+def test_a_run_from_before_there_was_freeze_froze_nothing():
+    config = {"dataset": "digits", "model": {"name": "lrunet"}}
+    assert translate(config) == config | {"freeze": ""}
+    frozen = config | {"freeze": "all_but_classifier"}
+    assert translate(frozen) == frozen
+
+
 def test_what_has_today_s_form_stays_as_it_is():
     for stored in (
         {"lowering": "tpu", "model": {"name": "lrunet"}},

@@ -36,6 +36,7 @@ def test_help_is_no_failure():
         (["--config.label_smoothing=1.0"], "label_smoothing is 1.0; it must be in [0"),
         (["--config.mixup=-0.2"], "mixup is -0.2"),
         (["--config.init_from=nowhere.t7"], "path is 'nowhere.t7'"),
+        (["--config.freeze=all"], "freeze is 'all'; it must be one of ('', 'all_but_"),
         (["--config.model.layer_ruse=3"], "did you mean 'layer_reuse'"),
         (["--config.model.lowering=cpu"], "config has no field 'model.lowering'"),
         (["--config.lowering=mapped"], "lowering is 'mapped'; known are auto, cpu"),

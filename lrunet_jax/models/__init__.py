@@ -5,6 +5,7 @@ from lrunet_jax.models.costs import Layer, list_layers, summarise
 from lrunet_jax.models.lrunet import LruNet
 from lrunet_jax.models.mobilenet import MobileNet
 from lrunet_jax.models.mobilenet_v2 import MobileNetV2
+from lrunet_jax.models.parts import classifier, stem, top_level
 from lrunet_jax.models.registry import create_model, list_models, model_fields
 from lrunet_jax.models.shufflenet import ShuffleNet
 from lrunet_jax.models.shufflenet_v2 import ShuffleNetV2
@@ -17,10 +18,13 @@ __all__ = [
     "ShuffleNet",
     "ShuffleNetV2",
     "abstract_variables",
+    "classifier",
     "create_model",
     "leaf_names",
     "list_layers",
     "list_models",
     "model_fields",
+    "stem",
     "summarise",
+    "top_level",
 ]

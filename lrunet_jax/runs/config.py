@@ -13,7 +13,8 @@ from lrunet_jax.runs.earlier import translate
 
 # Fields of the model that parameters do not depend on.
 _FREE_MODEL_FIELDS = ("model.drop",)
-_SAME = ("dataset", "normalise", "validation", "split_seed")  # in all of a run
+# In all of a run.
+_SAME = ("dataset", "freeze", "normalise", "validation", "split_seed")
 
 
 def write_config(workdir: epath.Path, config: Mapping[str, Any]) -> None:

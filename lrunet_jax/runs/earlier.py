@@ -5,6 +5,7 @@ from typing import Any
 # Of a config, with the values that runs had before there were these fields.
 _NEW_FIELDS = {
     **{"image_size": 0, "skip_broken": False, "validation": 0.0, "split_seed": 0},
+    "freeze": "",
 }
 _LOWERINGS = {"mapped": "cpu", "dense": "tpu"}
 
@@ -13,7 +14,8 @@ def translate(stored: dict[str, Any]) -> dict[str, Any]:
     """Converts what was written up to commit ef71c0e to today's form.
 
     The lowering of the operators was a field of the model, with other names, as was
-    `unroll`, which is gone. The state of the optimiser counted the schedule's steps.
+    `unroll`, which is gone. The state of the optimiser counted the schedule's steps. A
+    run's config had no `freeze`, as nothing could be.
 
     Args:
       stored: a run's config, the facts of a converted directory, or the tree of a

@@ -32,6 +32,7 @@ from lrunet_jax.train.report import (
     print_data,
     print_devices,
     print_epoch,
+    print_frozen,
     print_last_batch,
     print_model,
     print_result,
@@ -123,8 +124,11 @@ def _train(config, workdir, data_dir, profile, arrays):
     if config.validation:
         splits["validation"] = dataset.validation
     example, sets = abstract((jax.eval_shape(create), splits), mesh)
+    print_frozen(example)
     init_from = "" if run.has_checkpoints() else config.init_from
-    weights = functools.partial(weights_for, model, example.learned(), init_from)
+    weights = functools.partial(
+        weights_for, model, example.learned(), init_from, normalise=config.normalise
+    )
     given = processes.from_first(weights) if init_from else {}
     compiled = functools.cache(
         lambda: processes.each(lambda: _compile(config, mesh, example, sets))

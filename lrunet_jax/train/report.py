@@ -48,6 +48,18 @@ def print_data(info: data.DatasetInfo) -> None:
     )
 
 
+def print_frozen(state: TrainState) -> None:
+    """Prints what is trained where something is not; arrays may be abstract."""
+    if not state.frozen:
+        return
+    trained = state.trained(state.params)
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    print(
+        f"frozen   all but {', '.join(trained)}: {count(trained):,} of "
+        f"{count(state.params):,} parameters are trained"
+    )
+
+
 def print_devices(batch_size: int, matmul_precision: str) -> None:
     """Prints the devices, the batch size and the matmul precision."""
     device, processes = jax.devices()[0], jax.process_count()

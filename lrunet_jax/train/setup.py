@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from lrunet_jax.data import DatasetInfo
 from lrunet_jax.models import create_model
+from lrunet_jax.train.freeze import frozen_modules
 from lrunet_jax.train.optim import create_optimizer, create_schedule
 from lrunet_jax.train.state import TrainState, create_train_state
 from lrunet_jax.train.targets import make_targets
@@ -95,4 +96,5 @@ def fresh_state(
         input_stats=input_stats,
         targets=make_targets(model.num_classes, config.label_smoothing, config.mixup),
         ema_decay=config.ema_decay,
+        frozen=frozen_modules(model, config.freeze, channels),
     )

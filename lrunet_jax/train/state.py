@@ -1,5 +1,6 @@
 """The training state, with the running sums of the epoch in progress."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -72,6 +73,8 @@ class TrainState(train_state.TrainState):
       targets: a function that makes the targets of a batch, see `make_targets`.
       ema_decay: of the moving averages; 0 for none.
       num_images: the number of images in an epoch.
+      frozen: the top-level modules that are not trained, see `frozen_modules`; the
+        optimiser has no state for them.
     """
 
     batch_stats: Any
@@ -82,6 +85,7 @@ class TrainState(train_state.TrainState):
     targets: Targets = struct.field(pytree_node=False)
     ema_decay: float = struct.field(pytree_node=False)
     num_images: int = struct.field(pytree_node=False)
+    frozen: tuple[str, ...] = struct.field(pytree_node=False)
 
     def epochs_done(self) -> jax.Array:
         """The epochs done, with the fraction of the one in progress, below 1."""
@@ -93,12 +97,20 @@ class TrainState(train_state.TrainState):
         """Tells whether all images of the epoch in progress have been seen."""
         return int(self.metrics.count) >= self.num_images
 
+    def trained(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Those entries of `params`, or of another dict by module, that are trained."""
+        return {name: tree[name] for name in tree if name not in self.frozen}
+
     def apply_gradients(self, *, grads: Any, **kwargs: Any) -> "TrainState":
-        """The state after an update by `grads`, with other fields from `kwargs`."""
+        """The state after an update by `grads`, with other fields from `kwargs`.
+
+        Gradients are those of what is trained.
+        """
+        params = self.trained(self.params)
         updates, opt_state = self.tx.update(
-            grads, self.opt_state, self.params, epoch=self.epochs_done()
+            grads, self.opt_state, params, epoch=self.epochs_done()
         )
-        params = optax.apply_updates(self.params, updates)
+        params = self.params | optax.apply_updates(params, updates)
         return self.replace(
             step=self.step + 1, params=params, opt_state=opt_state, **kwargs
         )
@@ -131,11 +143,14 @@ class TrainState(train_state.TrainState):
 
         The decay is at most (1 + step) / (10 + step), so that the averages follow
         faster at first, as in TensorFlow's ExponentialMovingAverage with
-        `num_updates`.
+        `num_updates`. Those of frozen modules stay: rounding would move an average of
+        equal values.
         """
         decay = jnp.minimum(self.ema_decay, (1 + self.step) / (10 + self.step))
-        new = {name: self.learned()[name] for name in self.ema}
-        return self.replace(ema=optax.incremental_update(new, self.ema, 1 - decay))
+        old = {name: self.trained(tree) for name, tree in self.ema.items()}
+        new = {name: self.trained(self.learned()[name]) for name in old}
+        moved = optax.incremental_update(new, old, 1 - decay)
+        return self.replace(ema={n: self.ema[n] | moved[n] for n in moved})
 
     @jax.jit  # by itself, an array of zeros would be this process's alone
     def next_epoch(self) -> "TrainState":
@@ -155,6 +170,7 @@ def create_train_state(
     input_stats: dict[str, Any] | None = None,
     targets: Targets | None = None,
     ema_decay: float = 0.0,
+    frozen: tuple[str, ...] = (),
 ) -> TrainState:
     """A fresh state of `model` for images (H, W, channels).
 
@@ -168,14 +184,17 @@ def create_train_state(
         default they are not.
       targets: see `make_targets`; by default the labels as they are.
       ema_decay: of the moving averages; 0 for none.
+      frozen: the top-level modules that are not trained.
     """
 
     @jax.jit  # by itself, each shape of the optimiser's zeros is compiled every time
     def create(key):
-        variables = model.init(key, jnp.zeros((1, *image_shape)))
-        state = TrainState.create(
+        variables: Any = model.init(key, jnp.zeros((1, *image_shape)))
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
             apply_fn=model.apply,
             tx=tx,
+            opt_state={},
             input_stats=input_stats or {},
             ema={},
             epoch=jnp.zeros((), jnp.int32),
@@ -183,10 +202,11 @@ def create_train_state(
             targets=targets or make_targets(model.num_classes),
             ema_decay=ema_decay,
             num_images=num_images,
+            frozen=frozen,
             **variables,
         )
-        # Flax begins with an int.
-        return state.replace(step=jnp.zeros((), jnp.int32)).begin_with(variables)
+        state = state.replace(opt_state=tx.init(state.trained(state.params)))
+        return state.begin_with(variables)
 
     return create(key)
 

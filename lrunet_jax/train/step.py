@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from lrunet_jax import data, ops
 from lrunet_jax.train.devices import batch_on, on_each_device
+from lrunet_jax.train.freeze import in_evaluation
 from lrunet_jax.train.state import Metrics, TrainState, cross_entropy
 
 
@@ -20,6 +21,8 @@ def train_step(
     mirrored: tuple[jax.Array, jax.Array] | None = None,
 ) -> TrainState:
     """Takes a step of SGD on the mean cross entropy of a batch.
+
+    Frozen modules run as in evaluation, and have no gradient.
 
     Args:
       state: before the step.
@@ -36,19 +39,20 @@ def train_step(
     targets_key, dropout_key = jax.random.split(rng)
     images, targets = state.targets(targets_key, images, labels, mirrored)
 
-    def loss_fn(params):
-        logits, updates = state.apply_fn(
-            state.variables() | {"params": params},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
+    def loss_fn(trained):
+        with in_evaluation(state.frozen):
+            logits, updates = state.apply_fn(
+                state.variables() | {"params": state.params | trained},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
         losses = cross_entropy(logits, targets)
         return jnp.mean(losses), (losses, logits, updates)
 
     gradients = jax.grad(loss_fn, has_aux=True)
-    grads, (losses, logits, updates) = gradients(state.params)
+    grads, (losses, logits, updates) = gradients(state.trained(state.params))
     metrics = Metrics.of(losses, logits, labels, jnp.ones(labels.shape, bool))
     grads, metrics = ops.over_batch(grads, metrics)
     state = state.apply_gradients(

@@ -6,12 +6,14 @@ import numpy as np
 from lrunet_jax import ops
 from lrunet_jax.errors import InputError, require, require_below_1, require_known
 from lrunet_jax.runs.config import flatten
+from lrunet_jax.train.freeze import FREEZE
 
 PRECISIONS = ("default", "high", "highest")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 DTYPES = ("bfloat16", "float32")
 FIELDS = {
     *("model.name", "dataset", "batch_size", "epochs", "seed", "dtype", "init_from"),
+    "freeze",
     *("augment.size", "augment.padding", "augment.rotation", "augment.flip"),
     *("learning_rate", "momentum", "nesterov", "weight_decay", "decay_of"),
     *("schedule", "decay_epochs", "decay_factor", "warmup_epochs"),
@@ -38,6 +40,7 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
     ops.resolve(config.lowering)
     require_known("matmul_precision", config.matmul_precision, PRECISIONS)
     require_known("dtype", config.dtype, DTYPES)
+    require(config.freeze in FREEZE, "freeze", config.freeze, f"one of {FREEZE}")
     for field in ("batch_size", "epochs", "eval_every", "augment.size"):
         is_set = values[field] is not None  # that of the crop may follow the image
         require(not is_set or values[field] >= 1, field, values[field], "at least 1")

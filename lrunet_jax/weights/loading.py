@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 
 from lrunet_jax.errors import InputError, require
 from lrunet_jax.files import find_path
-from lrunet_jax.models import abstract_variables, create_model
+from lrunet_jax.models import classifier, stem
 from lrunet_jax.programs import keep_compiled_programs
 from lrunet_jax.runs.leaves import not_finite
 from lrunet_jax.runs.restoring import require_same_leaves
@@ -126,18 +127,23 @@ def save_model(stored: StoredModel, path: str, *, module_prefix: bool = False) -
 
 
 def weights_for(
-    model: nn.Module, variables: dict[str, Any], path: str
+    model: nn.Module, variables: dict[str, Any], path: str, *, normalise: bool
 ) -> dict[str, Any]:
     """The weights that are stored in `path`, for training `model` on.
+
+    What is not taken as it is stored, is said in a line.
 
     Args:
       model: the network to be trained.
       variables: its `params` and `batch_stats`, which may be abstract.
       path: as for `load`.
+      normalise: whether `model` is to be trained on normalised images.
 
     Returns:
       `params` and `batch_stats`, NumPy arrays; if the number of classes differs,
-      without the last layer.
+      without the last layer. Where one is for grey images and the other one is not,
+      the first convolution is summed over the channels, or spread evenly: unless
+      images are normalised, a grey one has the same logits as one channel or three.
 
     Raises:
       InputError: if it can't be opened, or is a different network.
@@ -145,23 +151,52 @@ def weights_for(
     """
     stored = open_model(path)
     learned = {name: stored.variables[name] for name in ("params", "batch_stats")}
-    arguments = stored.arguments | {"num_classes": model.num_classes}
-    of_classes = abstract_variables(create_model(**arguments), stored.channels)
-    shapes = lambda tree: jax.tree.map(np.shape, tree)
-    others = [
-        name
-        for name, module in of_classes["params"].items()
-        if shapes(module) != shapes(learned["params"][name])
-    ]
+    theirs, said = stored.create_model(), []
+    same_classes = theirs.num_classes == model.num_classes
+    others = [] if same_classes else classifier(theirs, stored.channels)
+    said += [f"{name} is of another number of classes, and fresh" for name in others]
     without = lambda params: {n: params[n] for n in params if n not in others}
-    learned["params"] = without(learned["params"])
+    expected = variables | {"params": without(variables["params"])}
+    params, place = without(learned["params"]), stem(theirs, stored.channels)
+    learned["params"], fitted = _fit_stem(params, expected["params"], *place)
+    said += fitted
     try:
-        expected = variables | {"params": without(variables["params"])}
         require_same_leaves(expected, learned)
     except ValueError as error:
         raise InputError(
             f"init_from is {path!r}, which is another network: {error}"
         ) from None
-    for name in others:
-        print(f"init_from: {name} is of another number of classes, and fresh")
+    normalised = bool(stored.variables.get("input_stats"))
+    if normalised and not normalise:
+        said.append(f"{path} was trained on normalised images, and this run's are not")
+    if normalise and not normalised:
+        said.append(f"{path} was not trained on normalised images, and this run's are")
+    for line in said:
+        print(f"init_from: {line}")
     return learned
+
+
+def _fit_stem(params, wanted, path, axis):
+    """Makes the first convolution one of grey images or of colour, as is wanted.
+
+    Args:
+      params: as they are stored.
+      wanted: the same with the shapes that are wanted, or those of another network.
+      path: of the first convolution's kernel.
+      axis: of the kernel, the images' channels.
+
+    Returns:
+      The params, and lines about what has changed.
+    """
+    kernels = traverse_util.flatten_dict(params)
+    kernel, like = kernels[path], traverse_util.flatten_dict(wanted).get(path)
+    here, count = kernel.shape[axis], like.shape[axis] if np.ndim(like) > axis else 0
+    if here > 1 and count == 1:
+        how = f"the first convolution is of {here} channels, and summed to 1"
+        kernel = kernel.sum(axis, keepdims=True)
+    elif here == 1 and count > 1:
+        how = f"the first convolution is of 1 channel, and spread over {count}"
+        kernel = np.repeat(kernel / count, count, axis)
+    else:
+        return params, []
+    return traverse_util.unflatten_dict(kernels | {path: kernel}), [how]
