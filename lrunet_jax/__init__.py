@@ -2,6 +2,7 @@
 
 from lrunet_jax.models import create_model, list_models
 from lrunet_jax.train.loop import train_and_evaluate
+from lrunet_jax.train.prediction import classify
 from lrunet_jax.weights.loading import load
 
-__all__ = ["create_model", "list_models", "load", "train_and_evaluate"]
+__all__ = ["classify", "create_model", "list_models", "load", "train_and_evaluate"]

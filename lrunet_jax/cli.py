@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
@@ -186,6 +187,11 @@ def require_torch() -> None:
     """Raises an InputError unless PyTorch is installed."""
     if importlib.util.find_spec("torch") is None:
         raise InputError("--torch needs PyTorch: pip install 'lrunet_jax[torch]'")
+
+
+def json_number(value: float) -> float | None:
+    """A number for JSON, which has no NaN and no infinity: None for those."""
+    return float(value) if math.isfinite(value) else None
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,11 +9,16 @@ checkpoints, or the name of a published checkpoint.
 import argparse
 import json
 
-from lrunet_jax.cli import run
+from lrunet_jax.cli import json_number, run
 from lrunet_jax.errors import require
+from lrunet_jax.figures.files import figure_path, written_to
+from lrunet_jax.figures.sheets import plot_evaluation
+from lrunet_jax.train import scores
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.stored_model import load_test_set
+
+_SHOWN = 24  # mistakes on the sheet
 
 
 def main() -> None:
@@ -32,13 +37,25 @@ def main() -> None:
     parser.add_argument(
         "--allow_nonfinite", action="store_true", help="weights may be NaN or infinite"
     )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="the confusion matrix and mistakes, drawn"
+    )
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
+    path = None if args.plot is None else figure_path("plot", args.plot)
     stored = open_model(args.path, args.step, allow_nonfinite=args.allow_nonfinite)
     dataset, names, split = load_test_set(stored, args.dataset, args.data_dir)
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)
+    answers = result.logits, split.labels
     correct, total = int(result.correct.sum()), int(result.total.sum())
-    per_class = dict(zip(names, result.correct / result.total, strict=True))
+    per_class = {
+        name: correct / count if count else None
+        for name, correct, count in zip(
+            names, result.correct, result.total, strict=True
+        )
+    }
+    top5 = scores.top_correct(*answers, 5) if len(names) > 10 else None
+    off = scores.calibration_error(*answers)
     if args.json:
         figures = {
             "name": stored.name,
@@ -47,24 +64,56 @@ def main() -> None:
             "accuracy": correct / total,
             "correct": correct,
             "total": total,
-            "loss": result.loss,
+            "loss": json_number(result.loss),
             "recorded_accuracy": stored.accuracy,
             "epoch": stored.epoch,
             "per_class": per_class,
+            "confusion": scores.confusion_matrix(*answers).tolist(),
+            "calibration_error": json_number(off),
             "images_per_second": result.images_per_second,
         }
+        if top5 is not None:
+            figures["top5"] = top5 / total
         print(json.dumps(figures))
-        return
-    print(f"network   {stored.name}: {stored.describe()}")
-    if stored.accuracy is not None:
-        epoch = "" if stored.epoch is None else f", epoch {stored.epoch} counted from 0"
-        print(f"recorded  {stored.accuracy:.2%}{epoch}")
-    print(f"data      {dataset}, {total:,} test images")
-    print(f"accuracy  {correct / total:.2%} ({correct} of {total})")
-    print(f"loss      {result.loss:.4f}")
-    print(f"speed     {result.images_per_second:,.0f} images/s")
-    for name, accuracy in per_class.items():
-        print(f"          {accuracy:7.2%}  {name}")
+    else:
+        print(f"network   {stored.name}: {stored.describe()}")
+        if stored.accuracy is not None:
+            known = stored.epoch is not None
+            epoch = f", epoch {stored.epoch} counted from 0" if known else ""
+            print(f"recorded  {stored.accuracy:.2%}{epoch}")
+        print(f"data      {dataset}, {total:,} test images")
+        print(f"accuracy  {correct / total:.2%} ({correct} of {total})")
+        if top5 is not None:
+            print(f"top-5     {top5 / total:.2%} ({top5} of {total})")
+        print(f"loss      {result.loss:.4f}")
+        print(f"ECE       {off:.2%} (expected calibration error, 15 bins)")
+        print(f"speed     {result.images_per_second:,.0f} images/s")
+        for name, accuracy in per_class.items():
+            share = "no images" if accuracy is None else f"{accuracy:9.2%}"
+            print(f"        {share}  {name}")
+    if path is not None:
+        with written_to("plot", args.plot):
+            _plot(*answers, split.images, names, path)
+
+
+def _plot(logits, labels, images, names, path):
+    """Draws the confusion matrix and the most confident mistakes."""
+    mistakes = scores.confident_mistakes(logits, labels)
+    shown = mistakes[:_SHOWN]
+    predicted, confidence = scores.predictions(logits[shown])
+    captions = [
+        f"{names[label]} -> {names[guess]}, {100 * sure:.0f} %"
+        for label, guess, sure in zip(labels[shown], predicted, confidence, strict=True)
+    ]
+    title = f"{len(shown)} most confident of {len(mistakes):,} mistakes, true -> "
+    plot_evaluation(
+        scores.confusion_matrix(logits, labels),
+        names,
+        list(images[shown]),
+        captions,
+        f"{title}predicted" if len(shown) else "no mistakes",
+        path,
+    )
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ grey markers.
 import argparse
 
 from lrunet_jax.cli import run
-from lrunet_jax.errors import InputError, in_one_line, require
-from lrunet_jax.files import find_path
+from lrunet_jax.figures.files import FORMATS, figure_path, written_to
 from lrunet_jax.runs.curves import Reference, plot_groups
 from lrunet_jax.runs.groups import read_groups
 from lrunet_jax.weights.published import PUBLISHED
-
-FORMATS = (".pdf", ".png", ".svg")
 
 
 def main() -> None:
@@ -28,9 +25,7 @@ def main() -> None:
         "--out", required=True, help=f"the picture, with {' or '.join(FORMATS)}"
     )
     args = parser.parse_args()
-    path = find_path("out", args.out)
-    allowed = f"a file name with {', '.join(FORMATS)}"
-    require(path.suffix in FORMATS, "out", args.out, allowed)
+    path = figure_path("out", args.out)
     groups = read_groups(args.runs)
     drawn = {group.config["dataset"] for group in groups}
     published = [
@@ -44,12 +39,8 @@ def main() -> None:
         for entry in PUBLISHED.values()
         if entry.dataset in drawn
     ]
-    try:
+    with written_to("out", args.out):
         plot_groups(groups, path, published)
-    except Exception as error:  # remote storage has errors of its own
-        raise InputError(
-            f"out is {args.out!r}, which can't be written: {in_one_line(error)}"
-        ) from None
 
 
 if __name__ == "__main__":

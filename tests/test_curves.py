@@ -1,5 +1,6 @@
 """Pictures of runs."""
 
+import math
 import re
 
 import numpy as np
@@ -8,6 +9,8 @@ from conftest import command
 from etils import epath
 from PIL import Image
 
+from lrunet_jax.figures.files import save_figure
+from lrunet_jax.runs import curves
 from lrunet_jax.runs.curves import Reference, plot_groups, plot_run
 from lrunet_jax.runs.groups import read_groups
 
@@ -42,6 +45,42 @@ def test_points_lie_where_their_epochs_and_values_are(tmp_path):
     assert x1 < x2 < x3 < x4
     assert loss1 < loss2  # downwards in the picture
     assert share1 > share2
+
+
+@pytest.mark.parametrize(
+    ("training", "test", "scale"),
+    [
+        ([2.0, 0.3], [1.0, 0.21], "linear"),  # 9.5 times
+        ([2.0, 0.3], [1.0, 0.19], "log"),  # 10.5 times, over both curves
+        ([67.0, 1.0], [1.0, 1.0], "log"),
+        ([67.0, 1.0], [0.0, 1.0], "log"),  # a loss of 0 has no place, and takes none
+        ([67.0, -1.0], [0.5, math.nan], "log"),
+        ([67.0, 0.5], [1.0, math.inf], "log"),
+        ([0.0, 0.0], [-1.0, 0.0], "linear"),
+        ([math.nan], [math.nan], "linear"),
+    ],
+)
+def test_losses_of_more_than_a_decade_are_on_a_logarithmic_axis(
+    training, test, scale, tmp_path, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr(
+        curves, "save_figure", lambda figure, path: figures.append((figure, path))
+    )
+    lines = [
+        {"epoch": epoch, "train_loss": one, "test_loss": other, "train_accuracy": 0.5}
+        for epoch, (one, other) in enumerate(zip(training, test, strict=True), start=1)
+    ]
+    plot_run(lines, epath.Path(tmp_path) / "curves.png")
+    ((figure, path),) = figures
+    losses, accuracies = figure.axes
+    assert (losses.get_yscale(), accuracies.get_yscale()) == (scale, "linear")
+    seen = [loss for loss in training + test if 0 < loss < math.inf]
+    if scale == "log":  # all that can be seen, and little else
+        low, high = losses.get_ylim()
+        assert 0.7 * min(seen) < low < min(seen) < max(seen) < high < 1.4 * max(seen)
+    save_figure(figure, path)  # without a warning, which would be an error
+    assert path.read_bytes().startswith(FIRST_BYTES["png"])
 
 
 def test_runs_published_numbers_and_iterations_are_in_the_picture(make_run, tmp_path):

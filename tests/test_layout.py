@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "files",
     "output",
+    "figures",
     "programs",
     "memory",
     "topologies",
@@ -38,6 +39,7 @@ COMMANDS = {
     "convert",
     "evaluate",
     "plot",
+    "predict",
     "results",
     "summary",
 }
@@ -119,6 +121,7 @@ def test_commands_and_packages_keep_their_names():
         assert name not in PARTS
         assert callable(getattr(lrunet_jax, name))
     assert set(lrunet_jax.__all__) == {
+        "classify",
         "create_model",
         "list_models",
         "load",

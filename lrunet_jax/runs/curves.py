@@ -1,19 +1,17 @@
 """Pictures of runs: curves, and accuracy against parameters and iterations."""
 
-import io
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
+from lrunet_jax.figures.files import as_text, new_figure, save_figure
 from lrunet_jax.models import list_models
 from lrunet_jax.runs.groups import Group, mean_curve
 from lrunet_jax.runs.record import Line, accuracy_of, is_evaluated
-
-if TYPE_CHECKING:  # slow to import
-    from matplotlib.figure import Figure
 
 _HOLLOW = {"color": "0.5", "fillstyle": "none"}
 _LOSSES = [
@@ -60,9 +58,9 @@ def plot_run(lines: Sequence[Line], path: epath.Path) -> None:
       lines: the run's record.
       path: where the picture is written; its suffix is the format's.
     """
-    figure = _figure(width=9, height=3.6)
+    figure = new_figure(width=9, height=3.6)
     _draw_curves(figure.subplots(1, 2), {"": [lines]})
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_groups(
@@ -79,7 +77,7 @@ def plot_groups(
     by_dataset: dict[str, list[Group]] = {}
     for group in groups:
         by_dataset.setdefault(group.config["dataset"], []).append(group)
-    figure = _figure(width=10, height=7.5 * len(by_dataset))
+    figure = new_figure(width=10, height=7.5 * len(by_dataset))
     parts = figure.subfigures(len(by_dataset), 1, squeeze=False)
     for (part,), (dataset, of_it) in zip(parts, by_dataset.items(), strict=True):
         part.suptitle(dataset)
@@ -88,7 +86,7 @@ def plot_groups(
         beside = [entry for entry in published if entry.dataset == dataset]
         _draw_against_parameters(comparisons[0], of_it, beside)
         _draw_against_iterations(comparisons[1], of_it, beside)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_curves(
@@ -96,17 +94,19 @@ def _draw_curves(
 ) -> None:
     """Draws the mean over the runs of each label, in a band of one deviation."""
     for axes, (name, values) in zip(panels, _CURVES.items(), strict=True):
+        drawn = []
         for number, (label, of_label) in enumerate(records.items()):
             for split, value in values.items():
                 curve = mean_curve(of_label, value)
                 means = [point.mean for point in curve.values()]
+                drawn += means
                 axes.plot(
                     curve.keys(),
                     means,
                     color=f"C{number}",
                     linestyle=_STYLES[split],
                     marker="." if len(curve) < 30 else "",
-                    label=_as_text(label) if split == "test" else "",
+                    label=as_text(label) if split == "test" else "",
                 )
                 axes.fill_between(
                     curve.keys(),
@@ -119,9 +119,20 @@ def _draw_curves(
         for split, style in _STYLES.items():
             axes.plot([], [], color="0.3", linestyle=style, label=split)
         axes.set(xlabel="epoch", ylabel=name)
+        if name == "loss":
+            _fit_losses(axes, drawn)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
+
+
+def _fit_losses(axes, losses):
+    """A logarithmic axis for losses that span more than a decade."""
+    positive = [loss for loss in losses if 0 < loss < math.inf]
+    if positive and max(positive) > 10 * min(positive):
+        axes.set_yscale("log")
+        # By the curves alone: bands may reach down to 0, and so may a curve.
+        axes.set_ylim(min(positive) / 1.25, max(positive) * 1.25)
 
 
 def _draw_against_parameters(axes, groups, published):
@@ -182,21 +193,3 @@ def _draw_last(axes, x, group, number):
 def _marker(model):
     """The marker of a model: one of ten symbols, by turns."""
     return dict(zip(list_models(), itertools.cycle("osD^v<>Phd"), strict=False))[model]
-
-
-def _as_text(label):
-    """Escapes a label: Matplotlib reads `$` as mathematics and hides a leading `_`."""
-    text = label.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
-
-
-def _figure(width: float, height: float) -> "Figure":
-    import matplotlib.figure
-
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure, path):
-    with io.BytesIO() as file:
-        figure.savefig(file, format=path.suffix.removeprefix("."), dpi=150)
-        path.write_bytes(file.getvalue())
