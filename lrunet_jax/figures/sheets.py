@@ -10,7 +10,7 @@ from etils import epath
 from lrunet_jax.figures.files import as_text, new_figure, save_figure
 
 MOST_NAMES = 20  # on the axes of a matrix; more can't be read
-_COLUMNS, _LINE = 6, 24  # pictures beside each other, letters in a line below one
+_COLUMNS, _LINE = 6, 24  # pictures beside each other, letters in a line above one
 
 
 def plot_pictures(
@@ -86,6 +86,7 @@ def _draw_pictures(part, pictures, captions):
     grid = part.subplots(_rows_of(captions), _COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")  # captions of a row on one height
     for axes, picture, caption in zip(grid.flat, pictures, captions, strict=False):
         shown = picture[..., 0] if picture.shape[-1] == 1 else picture
         axes.imshow(shown, cmap="gray", vmin=0, vmax=255)
@@ -93,8 +94,9 @@ def _draw_pictures(part, pictures, captions):
 
 
 def _lines_of(caption):
-    """The lines of a caption, none longer than there is room for below a picture."""
-    return [part for line in caption.split("\n") for part in textwrap.wrap(line, _LINE)]
+    """The lines of a caption, none longer than there is room for above a picture."""
+    kept = caption.replace(" %", "\N{NO-BREAK SPACE}%")
+    return [part for line in kept.split("\n") for part in textwrap.wrap(line, _LINE)]
 
 
 def _rows_of(captions):
