@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import command, needs_torch, torch
+from stored import store
 
 from lrunet_jax import create_model, ops
-from lrunet_jax.data import Split
+from lrunet_jax import evaluate as evaluation
+from lrunet_jax.data import DatasetInfo, Split
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.evaluation import evaluate
-from lrunet_jax.weights.loading import open_model
+from lrunet_jax.weights.loading import open_model, save_model
 from lrunet_jax.weights.stored_model import choose_dataset
 
 if torch is not None:
@@ -98,6 +100,11 @@ def test_the_command_on_a_published_file(shared, optimised):
     assert figures["accuracy"] == figures["recorded_accuracy"] == 0.9117
     assert figures["dataset"] == "fashion_mnist"
     assert len(figures["per_class"]) == 10
+    assert "top5" not in figures
+    confusion = np.array(figures["confusion"])
+    assert confusion.sum(axis=1).tolist() == [1000] * 10
+    assert np.trace(confusion) == 9117
+    assert 0 < figures["calibration_error"] < 0.1
     assert sum(figures["per_class"].values()) == pytest.approx(9.117)
     assert figures["images_per_second"] > 0
 
@@ -116,9 +123,94 @@ def test_the_command_on_embedded_data(tmp_path):
     assert "recorded" not in result.stdout
 
 
+def few_images(classes, labels, monkeypatch):
+    """Makes the command evaluate on random images of these labels."""
+    names = tuple(f"class {k}" for k in range(classes))
+    info = DatasetInfo("few", (32, 32, 1), names, (0, len(labels)))
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 1))
+    split = Split(images.astype(np.uint8), np.array(labels, np.int32))
+    monkeypatch.setattr(evaluation, "load_split", lambda *_: split)
+    monkeypatch.setattr(evaluation, "dataset_info", lambda _: info)
+    monkeypatch.setattr(evaluation, "choose_dataset", lambda *_: "few")
+    return split
+
+
+def strictly(text):
+    """What JSON says, which knows no NaN."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("classes", [10, 11])
+def test_more_than_ten_classes_have_a_top_five(classes, tmp_path, monkeypatch):
+    stored = store(tmp_path / "net", classes=classes)
+    split = few_images(classes, [*range(classes)] * 2, monkeypatch)
+    result = command("evaluate", tmp_path / "net", "--json")
+    assert result.returncode == 0, result.stderr
+    figures = strictly(result.stdout)
+    found = evaluate(stored.create_model(), stored.variables, split, 256)
+    rows = [list(map(float, row)) for row in found.logits]
+    # How many classes are before the label: those of larger logits, and earlier ones.
+    before = [
+        sum((-row[k], k) < (-row[label], label) for k in range(classes))
+        for row, label in zip(rows, split.labels, strict=True)
+    ]
+    assert figures["accuracy"] == np.mean([place < 1 for place in before])
+    top5 = np.mean([place < 5 for place in before]) if classes > 10 else None
+    assert figures.get("top5") == top5
+    lines = command("evaluate", tmp_path / "net").stdout
+    assert ("\ntop-5     " in lines) == (classes == 11)
+
+
+def test_classes_without_images_have_no_accuracy(tmp_path, monkeypatch):
+    store(tmp_path / "net", classes=3)
+    few_images(3, [0, 0, 2], monkeypatch)
+    arguments = ("evaluate", tmp_path / "net", f"--plot={tmp_path / 'a.svg'}")
+    result = command(*arguments, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = strictly(result.stdout)
+    assert figures["per_class"]["class 1"] is None
+    confusion = np.array(figures["confusion"])
+    assert confusion.sum(axis=1).tolist() == [2, 0, 1]
+    assert np.trace(confusion) == figures["correct"]
+    result = command(*arguments)
+    assert "\n        no images  class 1\n" in result.stdout
+    assert re.search(r"^ECE       \d+\.\d\d% \(", result.stdout, re.M)
+    drawn = (tmp_path / "a.svg").read_text()
+    for line in ("<!-- predicted -->", "<!-- class 1 -->", " -&gt; class "):
+        assert line in drawn or line.replace("&gt;", ">") in drawn
+    assert drawn.count("<image") >= 1 + 3 - figures["correct"]
+
+
+def test_weights_that_are_not_finite_give_no_number(tmp_path, monkeypatch):
+    stored = store(tmp_path / "fine", classes=11)
+    variables = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), stored.variables)
+    save_model(stored._replace(variables=variables), str(tmp_path / "net"))
+    few_images(11, [0, 3], monkeypatch)
+    arguments = ("evaluate", tmp_path / "net", "--allow_nonfinite")
+    result = command(*arguments, "--json", f"--plot={tmp_path / 'a.png'}")
+    assert (result.returncode, result.stderr) == (0, "")
+    figures = strictly(result.stdout)
+    assert (figures["loss"], figures["calibration_error"]) == (None, None)
+    # As for the accuracy, a NaN is the largest, and the first of them is chosen.
+    assert (figures["correct"], figures["top5"]) == (1, 1.0)
+    result = command(*arguments)
+    assert "loss      nan\nECE       nan% (" in result.stdout
+
+
+def test_a_test_set_without_mistakes_is_drawn(tmp_path, monkeypatch):
+    stored = store(tmp_path / "net", classes=3)
+    split = few_images(3, [0, 0, 0], monkeypatch)
+    found = evaluate(stored.create_model(), stored.variables, split, 256).logits
+    split.labels[:] = np.argmax(found, -1)
+    result = command("evaluate", tmp_path / "net", f"--plot={tmp_path / 'a.svg'}")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "<!-- no mistakes -->" in (tmp_path / "a.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("x.t7", "--plot=a.bmp"), "plot is 'a.bmp'; it must be a file name with .pdf"),
         (("missing.t7",), "path is 'missing.t7'; it must be a PyTorch file, a conv"),
         (("x.t7", "--batch_size=0"), "batch_size is 0; it must be at least 1"),
     ],
