@@ -87,9 +87,10 @@ def main() -> None:
     if sheet is not None and drawn:
         with written_to("plot", args.plot):
             plot_pictures(drawn, captions, sheet)
-        if len(found) - failed > _DRAWN:
-            known = len(found) - failed
-            print(f"{args.plot}: the first {_DRAWN} of {known}", file=sys.stderr)
+        read = len(found) - failed
+        if read > _DRAWN:
+            first = f"the first {_DRAWN} of {read} pictures"
+            print(f"{args.plot} has {first}", file=sys.stderr)
     if failed:
         raise InputError(f"{failed} of {len(found)} pictures can't be read, see above")
 
