@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from conftest import ROOT, command, needs_torch, train_command
+from PIL import Image
 
 from lrunet_jax import benchmark, compare, evaluate
 from lrunet_jax.data import Split, load_split
@@ -40,9 +41,13 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
         shared / "checkpoints" / "cifar10-mobilenet-025x-ckpt-08472.t7",
         tmp_path / "mine.pt",
     )
+    pictures = first_images("cifar10", "test", str(shared / "tfds")).images
+    (tmp_path / "pictures").mkdir()
+    for name in ("cat.jpg", "pictures/one.png", "pictures/two.bmp"):
+        Image.fromarray(pictures[0]).resize((90, 120)).save(tmp_path / name)
     found = commands("python -m lrunet_jax")
     found = [line for line in found if "PICTURES" not in line]  # the reader's own
-    assert len(found) >= 9
+    assert len(found) >= 12
     for line in found:
         line = line.replace("DIR", str(shared / "tfds"))
         line = line.replace("v5e:2x4", "cpu:1")  # CI has the TPU's compiler as well
@@ -52,7 +57,8 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
             arguments += glob.glob(word, root_dir=tmp_path) or [word]
         result = command(module.removeprefix("lrunet_jax."), *arguments, cwd=tmp_path)
         assert result.returncode == 0, f"{line}: {result.stderr}"
-    assert (tmp_path / "runs.png").exists()
+    for name in ("runs.png", "mistakes.png", "predictions.png"):
+        assert (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize(("page", "least"), [("README.md", 3), ("docs/launch.md", 7)])
@@ -73,7 +79,7 @@ def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     first, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(first, names)
-    assert names["logits"].shape == (8, 10)
+    assert names["logits"].shape == names["shares"].shape == (8, 10)
     assert "ShuffleNet Summary" in capsys.readouterr().out
     exec(second, names)
     assert names["state"].epoch == 1
