@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lrunet_jax.cli import print_table, require_torch, run
-from lrunet_jax.data import Split
+from lrunet_jax.data import Split, open_source
 from lrunet_jax.errors import require
 from lrunet_jax.models import summarise
 from lrunet_jax.train.evaluation import evaluate
@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
+    if args.dataset:
+        open_source(args.dataset, args.data_dir)
     if args.torch:
         require_torch()
     networks = [open_model(path) for path in args.paths]

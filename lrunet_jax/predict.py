@@ -169,8 +169,7 @@ def _open(
         picture = pictures.read_picture(place)
     except InputError as error:
         return error
-    resized = pictures.resize(picture, height, width)
-    return _thumbnail(picture), pictures.with_channels(resized, channels)
+    return _thumbnail(picture), pictures.treated(picture, (height, width), channels)
 
 
 def _thumbnail(picture: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def test_an_unknown_data_set_is_refused(shared):
     path = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
     result = command("compare", path, "--dataset=nonsense")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: dataset is 'nonsense'; known are cifar10")
+    assert result.stderr.startswith("error: dataset is 'nonsense', which can't be")
 
 
 def test_a_mistake_gets_one_line(shared):

@@ -100,7 +100,7 @@ def test_momentum_and_place_of_a_run_are_restored(earlier):
         num_images=1437,
     )
     directory = epath.Path(earlier) / "run" / "checkpoints"
-    found = restore_latest(directory, lambda _: array_fields(fresh))
+    found = restore_latest(directory, lambda *_: array_fields(fresh))
     assert not found.verified
     state, config = dataclasses.replace(fresh, **found.fields), found.config
     assert config["lowering"] == "cpu"

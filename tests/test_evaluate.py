@@ -1,5 +1,6 @@
 """Evaluation: exact counts, full precision, and the command."""
 
+import functools
 import json
 import re
 
@@ -11,11 +12,11 @@ from stored import store
 
 from lrunet_jax import create_model, ops
 from lrunet_jax import evaluate as evaluation
-from lrunet_jax.data import DatasetInfo, Split
+from lrunet_jax.data import Split
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model, save_model
-from lrunet_jax.weights.stored_model import choose_dataset
+from lrunet_jax.weights.stored_model import load_test_set
 
 if torch is not None:
     from lrunet_jax.weights.torch_models import create_torch_model
@@ -77,17 +78,21 @@ def test_every_image_counts_once_whatever_the_batch():
 
 def test_the_data_set_must_fit_the_network(shared):
     stored = open_model(shared / "checkpoints" / "cifar10-lru1-ckpt-08391.t7")
-    assert choose_dataset(stored) == "cifar10"
-    assert choose_dataset(stored, "cifar10") == "cifar10"
-    for dataset, reason in (
-        ("cifar100", "of 10 classes and images of 3 channels.* has 100 and 3"),
-        ("fashion_mnist", "cifar10-lru1; fashion_mnist has 10 and 1"),
+    load = functools.partial(load_test_set, data_dir=str(shared / "tfds"))
+    for name in ("", "cifar10"):
+        dataset, classes, split = load(stored, name)
+        assert (dataset, classes[3], len(split.labels)) == ("cifar10", "cat", 10_000)
+    for name, reason in (
+        ("cifar100", "of 10 classes, like cifar10-lru1; cifar100 has 100"),
+        ("fashion_mnist", "of 3 channels, like cifar10-lru1; fashion_mnist has 1"),
         ("cifar11", "did you mean 'cifar10'"),
     ):
         with pytest.raises(InputError, match=reason):
-            choose_dataset(stored, dataset)
+            load(stored, name)
     with pytest.raises(InputError, match="does not say what it was trained on"):
-        choose_dataset(stored._replace(dataset=""))
+        load(stored._replace(dataset=""))
+    with pytest.raises(InputError, match="trained on arrays, which only Python can"):
+        load(stored._replace(dataset="arrays"))
 
 
 @pytest.mark.slow
@@ -126,12 +131,10 @@ def test_the_command_on_embedded_data(tmp_path):
 def few_images(classes, labels, monkeypatch):
     """Makes the command evaluate on random images of these labels."""
     names = tuple(f"class {k}" for k in range(classes))
-    info = DatasetInfo("few", (32, 32, 1), names, (0, len(labels)))
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 1))
     split = Split(images.astype(np.uint8), np.array(labels, np.int32))
-    monkeypatch.setattr(evaluation, "load_split", lambda *_: split)
-    monkeypatch.setattr(evaluation, "dataset_info", lambda _: info)
-    monkeypatch.setattr(evaluation, "choose_dataset", lambda *_: "few")
+    few = lambda *_: ("few", names, split)
+    monkeypatch.setattr(evaluation, "load_test_set", few)
     return split
 
 

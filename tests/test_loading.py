@@ -22,7 +22,7 @@ from lrunet_jax.train import loop
 from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.converted import FORMAT
 from lrunet_jax.weights.loading import open_model, save_model
-from lrunet_jax.weights.stored_model import choose_dataset
+from lrunet_jax.weights.stored_model import load_test_set
 
 if torch is not None:
     from lrunet_jax.weights.torch_models import create_torch_model
@@ -285,8 +285,7 @@ def test_a_pytorch_file_that_is_not_published_does_not_say_what_it_learned(tmp_p
     stored = open_model(tmp_path / "mine.pt")
     assert stored.dataset == ""
     with pytest.raises(InputError, match=r"does not say .* with --dataset"):
-        choose_dataset(stored)
-    assert choose_dataset(stored, "cifar10") == "cifar10"
+        load_test_set(stored)
 
 
 @pytest.mark.parametrize("name", ["config/metadata", "metrics/metrics"])
@@ -469,8 +468,9 @@ def test_evaluate_looks_at_weights_that_are_not_finite_if_asked(
     path = tmp_path / "nan.pt"
     save_model(stored._replace(variables=variables), str(path))
     images = np.zeros((10, 32, 32, 3), np.uint8)
-    few = lambda *_: data.Split(images, np.arange(10, dtype=np.int32))
-    monkeypatch.setattr(evaluate, "load_split", few)
+    split = data.Split(images, np.arange(10, dtype=np.int32))
+    few = lambda *_: ("cifar10", tuple("abcdefghij"), split)
+    monkeypatch.setattr(evaluate, "load_test_set", few)
     arguments = ("evaluate", path, "--dataset=cifar10", "--json")
     refused = command(*arguments)
     assert (refused.returncode, refused.stdout) == (2, "")

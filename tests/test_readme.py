@@ -11,6 +11,7 @@ from PIL import Image
 
 from lrunet_jax import benchmark, compare, evaluate
 from lrunet_jax.data import Split, load_split
+from lrunet_jax.weights.stored_model import load_test_set
 
 README = (ROOT / "README.md").read_text()
 
@@ -21,8 +22,8 @@ def commands(start, text=README):
 
 
 def first_images(*arguments):
-    split = load_split(*arguments)
-    return Split(split.images[:1000], split.labels[:1000])
+    name, classes, split = load_test_set(*arguments)
+    return name, classes, Split(split.images[:1000], split.labels[:1000])
 
 
 @pytest.mark.slow
@@ -31,7 +32,7 @@ def first_images(*arguments):
 def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     for module in (compare, evaluate):  # all images of all networks are test_compare's
-        monkeypatch.setattr(module, "load_split", first_images)
+        monkeypatch.setattr(module, "load_test_set", first_images)
     short = dict.fromkeys(benchmark.TURN_SECONDS, 0.1)
     monkeypatch.setattr(benchmark, "TURN_SECONDS", short)
     make_run("runs/lru4", [0.5, 0.75])
@@ -41,7 +42,7 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
         shared / "checkpoints" / "cifar10-mobilenet-025x-ckpt-08472.t7",
         tmp_path / "mine.pt",
     )
-    pictures = first_images("cifar10", "test", str(shared / "tfds")).images
+    pictures = load_split("cifar10", "test", str(shared / "tfds")).images
     (tmp_path / "pictures").mkdir()
     for name in ("cat.jpg", "pictures/one.png", "pictures/two.bmp"):
         Image.fromarray(pictures[0]).resize((90, 120)).save(tmp_path / name)

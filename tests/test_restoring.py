@@ -32,7 +32,7 @@ def saved(tmp_path_factory):
         for step, accuracy in zip(STEPS, (0.25, 0.75, 0.5), strict=True):
             test = {"test_loss": 1.0, "test_accuracy": accuracy}
             lines = [LINE | {"step": step}]
-            checkpoints.save(step, state(step), CONFIG, lines, test)
+            checkpoints.save(step, state(step), CONFIG, {}, lines, test)
     assert sorted(path.name for path in directory.iterdir()) == ["20", "30"]
     return directory
 
@@ -43,7 +43,7 @@ def directory(saved, tmp_path):
     return epath.Path(tmp_path) / "checkpoints"
 
 
-def wanted(_):
+def wanted(*_):
     abstract = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
     return {
         "step": abstract((), np.int32),
