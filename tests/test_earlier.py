@@ -175,9 +175,10 @@ def test_a_lowering_leaves_the_model(before, after):
 
 def test_a_run_from_before_there_was_freeze_froze_nothing():
     config = {"dataset": "digits", "model": {"name": "lrunet"}}
-    assert translate(config) == config | {"freeze": ""}
+    assert translate(config)["freeze"] == ""
+    assert translate(config)["validation"] == 0
     frozen = config | {"freeze": "all_but_classifier"}
-    assert translate(frozen) == frozen
+    assert translate(frozen)["freeze"] == "all_but_classifier"
 
 
 def test_what_has_today_s_form_stays_as_it_is():

@@ -242,4 +242,4 @@ def test_too_many_open_files_are_trouble(directory):
 def test_the_digest_is_of_what_is_stored(directory):
     digest = json.loads((directory / "30" / "digest" / "metadata").read_text())
     assert digest["state"].keys() == {"step", "params", "momentum"}
-    assert digest["items"].keys() == {"step", "config", "metrics", "record"}
+    assert digest["items"].keys() == {"step", "config", "data", "metrics", "record"}

@@ -57,7 +57,6 @@ def trained(tmp_path_factory):
     """A workdir in which two epochs of three steps were trained."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with Workdir(str(workdir), quick_config()) as run:
-        run.set_data({}, quick_config())
         assert run.restore(state_at(0)) is None
         run.start(0, None)
         for line in LINES:
@@ -323,7 +322,6 @@ def test_a_disk_that_is_full_ends_the_run_and_what_can_be_is_saved(
 
     def run_an_epoch():
         with Workdir(str(tmp_path / "run"), quick_config()) as run:
-            run.set_data({}, quick_config())
             run.start(0, None)
             monkeypatch.setattr(place, name, full)
             run.save(state_at(3), line, metrics_of(0.5))

@@ -106,7 +106,7 @@ def _draw_curves(
                     color=f"C{number}",
                     linestyle=_STYLES[split],
                     marker="." if len(curve) < 30 else "",
-                    label=as_text(label) if split == "test" else "",
+                    label=as_text(label) if split == "evaluation" else "",
                 )
                 axes.fill_between(
                     curve.keys(),

@@ -14,8 +14,8 @@ def translate(stored: dict[str, Any]) -> dict[str, Any]:
     """Converts what was written up to commit ef71c0e to today's form.
 
     The lowering of the operators was a field of the model, with other names, as was
-    `unroll`, which is gone. The state of the optimiser counted the schedule's steps. A
-    run's config had no `freeze`, as nothing could be.
+    `unroll`, which is gone. The state of the optimiser counted the schedule's steps.
+    Some fields of a run's config were not there yet.
 
     Args:
       stored: a run's config, the facts of a converted directory, or the tree of a
@@ -32,7 +32,7 @@ def translate(stored: dict[str, Any]) -> dict[str, Any]:
             gone = ("lowering", "unroll")
             kept = {name: fields[name] for name in fields if name not in gone}
             stored = {**stored, field: kept}
-    if "model" in stored and "dataset" in stored and "epochs" in stored:
+    if "model" in stored and "dataset" in stored:
         stored = _NEW_FIELDS | stored
     match stored.get("opt_state"):
         case [decay, [momentum, {"count": _}]]:

@@ -50,6 +50,7 @@ class Workdir:
         """
         self._name = workdir
         self._config = config
+        self._facts: dict[str, Any] = {}
         self._locked = contextlib.ExitStack()  # while this is so
         self._open = contextlib.ExitStack()  # what is to be closed before
         self._latest: tuple | None = None  # the arguments of the latest save

@@ -89,7 +89,7 @@ def train_and_evaluate(
     """
     with unbreakable_output(silent=not processes.is_first()):
         keep_compiled_programs()
-        processes.each(lambda: validate(config, jax.device_count()))
+        processes.each(lambda: _require_sound(config))
         with (
             ops.lowering(config.lowering),
             jax.default_matmul_precision(config.matmul_precision),
@@ -196,6 +196,12 @@ def _train(config, workdir, data_dir, profile, arrays):
         run.draw_curves()
         print_result(state, config.epochs, run.lines(), path)
     return state
+
+
+def _require_sound(config):
+    """Checks what does not depend on the data, which may have to be downloaded."""
+    validate(config, jax.device_count())
+    setup(config, num_classes=2)
 
 
 def _prepare(config, data_dir, arrays):
