@@ -61,7 +61,8 @@ def main() -> None:
         PROCESS_ID.value,
         HEARTBEAT_TIMEOUT.value,
     )
-    workdir = WORKDIR.value or f"runs/{config.dataset}-{config.model.name}"
+    dataset = config.dataset.replace("/", "-")
+    workdir = WORKDIR.value or f"runs/{dataset}-{config.model.name}"
     train_and_evaluate(config, workdir, DATA_DIR.value, PROFILE.value)
     ignore_stop_signals()
     drop_unwritten(sys.stdout)  # what it printed is in the workdir as well

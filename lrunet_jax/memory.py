@@ -13,13 +13,25 @@ from lrunet_jax.errors import InputError
 _CGROUPS = "/sys/fs/cgroup"
 
 
-def require_memory(what: str, taken: int) -> None:
-    """Raises an InputError if `what` takes more bytes than each device has."""
+def require_memory(
+    what: str, taken: int, smaller: str = "batch_size, model or crop"
+) -> None:
+    """Raises an InputError if `what` takes more bytes than each device has.
+
+    Args:
+      what: that takes them.
+      taken: the bytes.
+      smaller: what would take less.
+    """
     if (limit := device_memory()) is not None and taken > limit:
         raise InputError(
-            f"{what} takes {taken / 1e9:,.1f} GB of memory, and a device has "
-            f"{limit / 1e9:,.1f}; a smaller batch_size, model or crop takes less"
+            f"{what} takes {_in_gb(taken)} GB of memory, and a device has "
+            f"{_in_gb(limit)}; a smaller {smaller} takes less"
         )
+
+
+def _in_gb(count):
+    return f"{count / 1e9:,.1f}" if count >= 1e8 else f"{count / 1e9:.3g}"
 
 
 def memory_taken(program: Any) -> int:

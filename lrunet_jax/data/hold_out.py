@@ -32,13 +32,11 @@ def hold_out(
 
 def _in_proportion(most, weights, count):
     """Whole numbers in proportion to `weights`, of sum `count`, each up to its most."""
-    shares = np.zeros(len(most), int)
+    weights = weights * (most > 0)
+    exact = count * weights / max(1, weights.sum())
+    shares = np.minimum(np.floor(exact).astype(int), most)
     while (left := count - shares.sum()) > 0:
-        room = most - shares
-        exact = left * weights * (room > 0) / np.sum(weights[room > 0])
-        more = np.minimum(np.floor(exact).astype(int), room)
-        if not more.any():  # the largest fractions, of equals the first
-            order = np.argsort(-exact, kind="stable")[:left]
-            more[order] = np.minimum(1, room[order])
-        shares += more
+        # One each where most is lacking; of equals the first.
+        order = np.argsort(shares - exact, kind="stable")
+        shares[order[shares[order] < most[order]][:left]] += 1
     return shares

@@ -165,7 +165,7 @@ def different_sizes(counts: collections.Counter[tuple[int, int]]) -> str:
     """
     if not counts:
         return "has no images"
-    frequent = counts.most_common(SIZES)
+    frequent = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:SIZES]
     phrases = [f"{count} of {height}x{width}" for (height, width), count in frequent]
     others = counts.total() - sum(count for _, count in frequent)
     if others:

@@ -218,7 +218,8 @@ def _prepare(config, data_dir, arrays):
     else:
         dataset = data.dataset_of_arrays(arrays, **held_out)
     config = for_data(config, dataset.info)
-    require_memory("the data set", size((dataset.train, dataset.test)))
+    in_bytes = size((dataset.train, dataset.validation, dataset.test))
+    require_memory("the data set", in_bytes, "image_size")
     validate_with_data(config, dataset.train.images.shape)
     return config, dataset, *setup(config, dataset.info.num_classes)
 
