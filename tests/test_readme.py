@@ -77,7 +77,7 @@ def test_the_training_commands_are_understood(page, least, monkeypatch):
 def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     monkeypatch.chdir(tmp_path)
-    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    first, second, third = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(first, names)
     assert names["logits"].shape == names["shares"].shape == (8, 10)
@@ -86,6 +86,8 @@ def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     assert names["state"].epoch == 1
     assert names["model"].layer_reuse == 2
     assert (tmp_path / "runs" / "notebook" / "metrics.jsonl").exists()
+    exec(third, names)
+    assert (tmp_path / "runs" / "arrays" / "metrics.jsonl").exists()
 
 
 def test_the_table_is_that_of_the_published_checkpoints():

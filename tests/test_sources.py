@@ -120,8 +120,8 @@ def test_an_unknown_set_is_named_with_the_nearest_known(tmp_path):
             data.load_split(name, "train", str(tmp_path))
         assert str(error.value) == (
             f"dataset is {name!r}{hint}, which can't be opened in data_dir "
-            f"'{tmp_path}': it is none that TFDS knows; it must be digits, folder, or a "
-            "set that TFDS has prepared there"
+            f"'{tmp_path}': it is none that TFDS knows; it must be digits, folder, or "
+            "a set that TFDS has prepared there"
         )
 
 
