@@ -97,9 +97,26 @@ def over_batch(means: Means, sums: Sums) -> tuple[Means, Sums]:
     return means, separate(scalars)
 
 
-def mean_over_devices(means: T, axis: BatchAxis | None) -> T:
-    """Means over the batch, from those over each device's images; one reduction."""
-    return means if axis is None else lax.pmean(means, axis.name)
+def sum_over_batch(sums: T, count: int, axis: BatchAxis | None) -> tuple[T, int]:
+    """Adds up the sums that devices have over `count` values each, in one reduction.
+
+    Returns:
+      The totals and their count; where each device has the whole batch, both are as
+      many times larger as there are devices.
+    """
+    if axis is None:
+        return sums, count
+    return lax.psum(sums, axis.name), count * lax.axis_size(axis.name)
+
+
+def mean_over_batch(sums: T, count: int, axis: BatchAxis | None) -> T:
+    """Means over the whole batch, from sums over `count` values on each device.
+
+    One reduction. It is divided behind it, where compilers fuse that into what uses the
+    means; before it, it would be a kernel of its own.
+    """
+    totals, count = sum_over_batch(sums, count, axis)
+    return jax.tree.map(lambda total: total / count, totals)
 
 
 def whole_count(count: int, axis: BatchAxis | None) -> int:

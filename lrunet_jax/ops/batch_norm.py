@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lrunet_jax.ops.batch_axis import (
     BatchAxis,
-    mean_over_devices,
+    mean_over_batch,
+    sum_over_batch,
     resolve_axis,
     whole_count,
 )
@@ -91,11 +92,11 @@ def _backward(lowering, axis, residuals, gradients):
     # Together, or `normal` is computed at the end of the forward pass and kept.
     x, grad = materialise((x, grad), lowering=lowering)
     normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments.variance))
-    own = channel_mean(grad), channel_mean(grad * normal)
-    mean_grad, mean_grad_normal = mean_over_devices(own, axis)
-    grad_x = grad - per_channel(mean_grad) - normal * per_channel(mean_grad_normal)
-    grad_x = grad_x * per_channel(scale * rsqrt(moments.variance))
-    grad_bias, grad_scale = (mean * x[0].size for mean in own)
+    own = grad_bias, grad_scale = channel_sum(grad), channel_sum(grad * normal)
+    (total, total_normal), count = sum_over_batch(own, x[0].size, axis)
+    # Divided at the end: a channel's means would be kernels of their own on TPU.
+    grad_x = grad * count - per_channel(total) - normal * per_channel(total_normal)
+    grad_x = grad_x * per_channel(scale * rsqrt(moments.variance) / count)
     grads = grad_x, grad_scale, grad_bias
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
 
@@ -112,15 +113,15 @@ def batch_moments(x: jax.Array, axis: BatchAxis | None) -> Moments:
     # Two passes: in float32, E[x^2] - E[x]^2 loses everything where the mean is a
     # thousand standard deviations.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = mean_over_devices(channel_mean(x), axis)
+    mean = mean_over_batch(channel_sum(x), x[0].size, axis)
     centred = x - per_channel(mean)
-    variance = mean_over_devices(channel_mean(jnp.square(centred)), axis)
+    variance = mean_over_batch(channel_sum(jnp.square(centred)), x[0].size, axis)
     return checkpoint_name(Moments(mean, variance), KEPT)
 
 
-def channel_mean(x: jax.Array) -> jax.Array:
-    """The mean of each channel of x (C, H, W, B), (C,)."""
-    return jnp.mean(x, axis=(1, 2, 3))
+def channel_sum(x: jax.Array) -> jax.Array:
+    """The sum of each channel of x (C, H, W, B), (C,)."""
+    return jnp.sum(x, axis=(1, 2, 3))
 
 
 def normalise(

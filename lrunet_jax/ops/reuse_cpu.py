@@ -29,12 +29,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops import reuse_xla
-from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_devices, whole_count
+from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_batch, whole_count
 from lrunet_jax.ops.batch_norm import (
     Moments,
     Norm,
     batch_moments,
-    channel_mean,
+    channel_sum,
     normalise,
     per_channel,
     rsqrt,
@@ -140,8 +140,9 @@ def _backward(axis, residuals, gradients):
         # ReLU and second norm.
         out = x_group + z * per_channel(w.pw_norm.scale) + per_channel(w.pw_norm.bias)
         grad_out = jnp.where(out > 0, grad_out, 0)
-        own = channel_mean(grad_out), channel_mean(grad_out * z)
-        mean_grad, mean_grad_z = mean_over_devices(own, axis)
+        count = x[0].size
+        own = channel_sum(grad_out), channel_sum(grad_out * z)
+        mean_grad, mean_grad_z = mean_over_batch(own, count, axis)
         grad_z = grad_out - per_channel(mean_grad) - z * per_channel(mean_grad_z)
         grad_z = (grad_z * per_channel(w.pw_norm.scale * pw_rsqrt)).astype(x.dtype)
         # Pointwise and first norm.
@@ -151,7 +152,7 @@ def _backward(axis, residuals, gradients):
         grad_folded = lax.collapse(y, 1) @ lax.collapse(grad_z, 1).T
         grad_pw = (grad_folded * (w.dw_norm.scale * dw_rsqrt)[:, None]).T
         grad_dw_scale = jnp.sum(grad_folded * w.pw.T, axis=1) * dw_rsqrt
-        along_y = mean_over_devices(grad_dw_scale / x[0].size, axis)
+        along_y = mean_over_batch(grad_dw_scale, count, axis)
         along_y *= w.dw_norm.scale * jnp.square(dw_rsqrt)
         grad_y = mix(folded.T.astype(x.dtype), grad_z) - per_channel(along_y) * (
             y - per_channel(dw_moments.mean)
@@ -166,7 +167,7 @@ def _backward(axis, residuals, gradients):
                 dw=grad_dw,
                 pw=grad_pw,
                 dw_norm=Norm(scale=grad_dw_scale, bias=jnp.zeros_like(w.dw_norm.bias)),
-                pw_norm=Norm(scale=own[1] * x[0].size, bias=own[0] * x[0].size),
+                pw_norm=Norm(scale=own[1], bias=own[0]),
             ),
         )
 

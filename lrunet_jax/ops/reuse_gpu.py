@@ -37,11 +37,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lrunet_jax.ops import reuse_xla
-from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_devices, whole_count
+from lrunet_jax.ops.batch_axis import BatchAxis, mean_over_batch, whole_count
 from lrunet_jax.ops.batch_norm import (
     Moments,
     Norm,
-    channel_mean,
+    channel_sum,
     per_channel,
     rsqrt,
     unbiased,
@@ -150,14 +150,14 @@ def _unpack(packed):
 
 def _norms(weights, covariance, axis):
     own = jnp.diagonal(covariance, axis1=1, axis2=2)
-    dw_variance = mean_over_devices(own, axis)
+    dw_variance = mean_over_batch(own, 1, axis)
     dw_scale = split(weights.dw_norm.scale, weights.groups)
     dw_factor = dw_scale * rsqrt(dw_variance)
     folded = by_group(weights.pw, weights.groups) * dw_factor[:, None]
     # Sums, not products: those would be kernels of their own. Over the last axis: S
     # is symmetric, and over another the parts that XLA adds up to S are read twice.
     product = jnp.sum(folded[:, :, None] * covariance[:, None], axis=3)
-    pw_variance = mean_over_devices(jnp.sum(folded * product, axis=2), axis)
+    pw_variance = mean_over_batch(jnp.sum(folded * product, axis=2), 1, axis)
     pw_rsqrt = rsqrt(pw_variance)[..., None]
     return _Norms(dw_variance, pw_variance, folded * pw_rsqrt, product * pw_rsqrt)
 
@@ -168,7 +168,8 @@ def _forward(x, floor, weights, axis):
     # The convolution is linear: the mean of its outputs is that of the mean image.
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     image = jnp.mean(x.astype(dtype), axis=3, keepdims=True)
-    mean = mean_over_devices(channel_mean(_depthwise(image, weights)), axis)
+    pixels = image.shape[1] * image.shape[2]
+    mean = mean_over_batch(channel_sum(_depthwise(image, weights)), pixels, axis)
     y = _centred(x, weights, mean)
     # On GPU a product in float32 is rounded by default; variances of `xla` are not.
     covariance = _mean_product("gip,gjp->gij", y, y, lax.Precision.HIGHEST)
@@ -208,7 +209,7 @@ def _backward(axis, residuals, gradients):
         jnp.mean(grad.astype(dtype), axis=2),
         jnp.sum(norms.normal * mean_grad_y, axis=2),
     )
-    mean_grad, mean_grad_z = mean_over_devices(own, axis)
+    mean_grad, mean_grad_z = mean_over_batch(own, 1, axis)
     # Weights; their gradients are means over this device's pixels here.
     dw_rsqrt = rsqrt(norms.dw_variance)
     dw_factor = split(weights.dw_norm.scale, groups) * dw_rsqrt
@@ -220,7 +221,7 @@ def _backward(axis, residuals, gradients):
     products = grad_folded * by_group(weights.pw, groups)
     grad_dw_scale = jnp.sum(products, axis=1) * dw_rsqrt
     # Pointwise and both norms.
-    along_y = dw_factor * dw_rsqrt * mean_over_devices(grad_dw_scale, axis)
+    along_y = dw_factor * dw_rsqrt * mean_over_batch(grad_dw_scale, 1, axis)
     along_z = scaled * mean_grad_z[..., None]
     matrices = jnp.sum(along_z[..., None] * norms.normal[:, :, None], axis=1)
     matrices += along_y[..., None] * jnp.eye(along_y.shape[1], dtype=dtype)
