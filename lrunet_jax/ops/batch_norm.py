@@ -11,8 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 from lrunet_jax.ops.batch_axis import (
     BatchAxis,
     mean_over_batch,
-    sum_over_batch,
     resolve_axis,
+    sum_over_batch,
     whole_count,
 )
 from lrunet_jax.ops.lowerings import resolve
