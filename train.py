@@ -22,7 +22,7 @@ WORKDIR = flags.DEFINE_string(
     "workdir", "", "Directory of the run; by default runs/DATASET-MODEL."
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", "", "Directory of TFDS; by default TFDS_DATA_DIR."
+    "data_dir", "", "Directory of TFDS, by default TFDS_DATA_DIR, or of pictures."
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator",

@@ -62,7 +62,7 @@ def paper() -> ml_collections.ConfigDict:
     # train/CLASS and test/CLASS, or in CLASS alone.
     config.dataset = "cifar10"
     config.image_size = 0  # S to resize images to S x S; 0 for the size that all have
-    config.skip_broken = False  # leave out the pictures of a folder that can't be read
+    config.skip_broken = False  # leave out pictures of a folder that can't be decoded
     # Images to hold out of the training set, or their share if it is below 1. Then the
     # best epoch is the best on them, and the test set is evaluated at the end.
     config.validation = 0.0

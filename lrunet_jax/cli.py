@@ -224,9 +224,11 @@ def _bad_value(message):
     if not match:
         return _last_line(message)
     value: Any = flags.FLAGS["config"].value
-    for name in match[1].split("."):
-        value = value[name]
-    return f"{match[1]} is {match[2]!r}; it must be of type {type(value).__name__}"
+    *parents, name = match[1].split(".")
+    for parent in parents:
+        value = value[parent]
+    kind = value.get_type(name)  # also of what is not set
+    return f"{match[1]} is {match[2]!r}; it must be of type {kind.__name__}"
 
 
 def _dotted(field, argv):

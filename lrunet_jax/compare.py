@@ -15,6 +15,7 @@ import numpy as np
 
 from lrunet_jax.cli import print_table, require_torch, run
 from lrunet_jax.data import Split, open_source
+from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
 from lrunet_jax.models import summarise
 from lrunet_jax.train.evaluation import evaluate
@@ -101,12 +102,17 @@ def main() -> None:
     parser.add_argument(
         "--dataset", default="", help="of networks that don't say what theirs was"
     )
-    parser.add_argument("--data_dir", default="", help="of TFDS")
+    parser.add_argument("--data_dir", default="", help="of TFDS, or of pictures")
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="by default that of the training"
+    )
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--torch", action="store_true", help="run PyTorch as well")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
+    is_side = 0 <= args.image_size <= MAX_SIDE
+    require(is_side, "image_size", args.image_size, f"in [0, {MAX_SIDE}]")
     if args.dataset:
         open_source(args.dataset, args.data_dir)
     if args.torch:
@@ -119,7 +125,7 @@ def main() -> None:
         key = (net.dataset, net.arguments["num_classes"], images)
         if key not in sets:
             name = net.dataset or args.dataset
-            sets[key] = load_test_set(net, name, args.data_dir)
+            sets[key] = load_test_set(net, name, args.data_dir, args.image_size)
         return sets[key]
 
     found = list(map(test_set, networks))

@@ -10,6 +10,7 @@ import argparse
 import json
 
 from lrunet_jax.cli import json_number, run
+from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
 from lrunet_jax.figures.files import figure_path, written_to
 from lrunet_jax.figures.sheets import plot_evaluation
@@ -31,7 +32,10 @@ def main() -> None:
     parser.add_argument(
         "--dataset", default="", help="by default the one that it was trained on"
     )
-    parser.add_argument("--data_dir", default="", help="of TFDS")
+    parser.add_argument("--data_dir", default="", help="of TFDS, or of pictures")
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="by default that of the training"
+    )
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
@@ -42,9 +46,13 @@ def main() -> None:
     )
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
+    is_side = 0 <= args.image_size <= MAX_SIDE
+    require(is_side, "image_size", args.image_size, f"in [0, {MAX_SIDE}]")
     path = None if args.plot is None else figure_path("plot", args.plot)
     stored = open_model(args.path, args.step, allow_nonfinite=args.allow_nonfinite)
-    dataset, names, split = load_test_set(stored, args.dataset, args.data_dir)
+    dataset, names, split = load_test_set(
+        stored, args.dataset, args.data_dir, args.image_size
+    )
     result = evaluate(stored.create_model(), stored.variables, split, args.batch_size)
     answers = result.logits, split.labels
     correct, total = int(result.correct.sum()), int(result.total.sum())

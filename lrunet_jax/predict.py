@@ -21,6 +21,7 @@ from etils import epath
 
 from lrunet_jax.cli import json_number, run
 from lrunet_jax.data import pictures
+from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import InputError, in_one_line, require
 from lrunet_jax.figures.files import figure_path, written_to
 from lrunet_jax.figures.sheets import plot_pictures
@@ -55,7 +56,8 @@ def main() -> None:
     args = parser.parse_args()
     require(args.top >= 1, "top", args.top, "at least 1")
     size = args.image_size
-    require(size is None or size >= 1, "image_size", size, "at least 1")
+    is_side = size is None or 1 <= size <= MAX_SIDE
+    require(is_side, "image_size", size, f"in [1, {MAX_SIDE}]")
     sheet = None if args.plot is None else figure_path("plot", args.plot)
     stored = open_model(args.network, args.step)
     height, width = _image_size(stored, size)

@@ -24,8 +24,10 @@ def test_the_second_call_is_traced_and_all_are_passed_on(tmp_path):
     assert any(path.name.endswith(".xplane.pb") for path in files)
 
 
-def test_an_epoch_of_one_call_is_passed_on(tmp_path):
+def test_of_an_epoch_of_one_call_there_is_no_trace(tmp_path, capsys):
     assert list(profiled(iter([7]), tmp_path / "trace")) == [7]
+    assert not (tmp_path / "trace").exists()
+    assert "none, as the epoch was one call" in capsys.readouterr().out
 
 
 def test_a_directory_that_can_t_be_written_is_named(tmp_path):

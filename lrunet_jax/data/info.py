@@ -4,6 +4,8 @@ import dataclasses
 
 from lrunet_jax.errors import require_known
 
+MAX_SIDE = 1 << 14  # of an image, in pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
@@ -16,6 +18,7 @@ class DatasetInfo:
       num_images: of the training set and of the test set.
       num_validation: images that were held out of the training set.
       digest: of all images and labels, see `digest`; empty where they were not read.
+      test_digest: of the test images and their labels.
     """
 
     name: str
@@ -24,6 +27,7 @@ class DatasetInfo:
     num_images: tuple[int, int]
     num_validation: int = 0
     digest: str = ""
+    test_digest: str = ""
 
     @property
     def num_classes(self) -> int:

@@ -172,7 +172,8 @@ def different_sizes(counts: collections.Counter[tuple[int, int]]) -> str:
         phrases.append(f"{others} of {len(counts) - SIZES} other sizes")
     return (
         f"has images of several sizes: {', '.join(phrases)} (height x width); they "
-        "must be resized to one: --config.image_size=S"
+        "must be resized to one: --config.image_size=S, of other commands "
+        "--image_size=S"
     )
 
 

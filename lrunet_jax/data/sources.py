@@ -20,6 +20,7 @@ from lrunet_jax.data.tfds import TfdsSet
 from lrunet_jax.errors import InputError, require
 from lrunet_jax.files import one_at_a_time, write_whole
 
+MAX_CLASSES = 1_000_000
 TEST_SHARE = 0.1  # of a set that has no test split
 _OF_TEST, _OF_VALIDATION = 0, 1  # beside the seed
 
@@ -148,14 +149,19 @@ def load_split(
                 f"{sorted(source.splits)}; it must be prepared with that"
             )
         files = source.files(stored)
-        treated = f"{list(image_size)} {channels} {skip_broken}"
+        # The labels of a folder's test images follow from the classes to train on.
+        broken = skip_broken and name == "folder"
+        how = f"{source.class_names} {list(image_size)} {channels} {broken}"
         decode = lambda: Split(*source.read(stored, image_size, channels))
         kept = f"{name_of_files}-{stored}"
-        found = (
-            _decoded_once(cache, kept, files, treated, decode) if files else decode()
-        )
-    if skip_broken and (skipped := max(0, len(files) - len(found.labels))):
+        found = _decoded_once(cache, kept, files, how, decode) if files else decode()
+    skipped = len(files) - len(found.labels) if broken and not held_out else 0
+    if skipped:
         print(f"skipped  {skipped:,} of {len(files):,} pictures, which can't be read")
+    classes, labels = len(source.class_names), found.labels
+    for label in labels[(labels < 0) | (labels >= classes)]:
+        allowed = f"in [0, {classes}), as there are so many classes"
+        require(False, f"a label of {name} ({stored})", int(label), allowed)
     if "test" in source.splits:
         return found
     count = max(1, round(TEST_SHARE * len(found.labels)))
@@ -188,13 +194,13 @@ def load_dataset(
         out than there is.
     """
     size = (image_size, image_size) if image_size else ()
-    treated: dict[str, Any] = {"split_seed": split_seed, "skip_broken": skip_broken}
-    train = load_split(name, "train", data_dir, image_size=size, **treated)
+    others: dict[str, Any] = {"split_seed": split_seed, "skip_broken": skip_broken}
+    train = load_split(name, "train", data_dir, image_size=size, **others)
     source = open_source(name, data_dir, skip_broken=skip_broken)
     # What is drawn from the training images has their channels.
     channels = train.images.shape[3] if "test" in source.splits else 0
     test = load_split(
-        name, "test", data_dir, image_size=size, channels=channels, **treated
+        name, "test", data_dir, image_size=size, channels=channels, **others
     )
     return make_dataset(name, source.class_names, train, test, validation, split_seed)
 
@@ -214,8 +220,15 @@ def dataset_of_arrays(
       InputError: for anything else.
     """
     found = []
+    is_pairs = len(splits) == 2 and all(len(arrays) == 2 for arrays in splits)
+    shape = [len(arrays) for arrays in splits]
+    allowed = "((images, labels), (images, labels)), to train and to test on"
+    require(is_pairs, "data, of parts of lengths", shape, allowed)
     for name, arrays in zip(("train", "test"), splits, strict=True):
-        images, labels = map(np.asarray, arrays)
+        try:
+            images, labels = map(np.asarray, arrays)
+        except ValueError as error:  # of lists of several lengths
+            raise InputError(f"data ({name}) is no array: {error}") from None
         form = (
             f"{images.dtype}{list(images.shape)} and {labels.dtype}{list(labels.shape)}"
         )
@@ -229,7 +242,9 @@ def dataset_of_arrays(
             and labels.shape == images.shape[:1]
         )
         require(is_sound, f"data ({name})", form, allowed)
-        require(labels.min() >= 0, f"labels ({name})", int(labels.min()), "0 or more")
+        for label in (int(labels.min()), int(labels.max())):
+            is_small = 0 <= label < MAX_CLASSES
+            require(is_small, f"labels ({name})", label, f"in [0, {MAX_CLASSES})")
         found.append(Split(images, labels.astype(np.int32)))
     train, test = found
     most = int(train.labels.max())
@@ -269,6 +284,7 @@ def make_dataset(
         num_images=(len(train.labels), len(test.labels)),
         num_validation=len(held.labels),
         digest=total,
+        test_digest=digest((test,)),
     )
     return Dataset(info, train, held, test)
 
@@ -295,13 +311,13 @@ def _decoded_once(
     directory: pathlib.Path,
     name: str,
     files: Sequence[epath.Path],
-    treated: str,
+    how: str,
     decode: Callable[[], Split],
 ) -> Split:
     """Decodes `files` once and keeps the split: decoding takes half of a start."""
     stats = [file.stat() for file in files]
     key = [(str(f), s.length, s.mtime) for f, s in zip(files, stats, strict=True)]
-    digest_of_files = hashlib.sha256(f"{key} {treated}".encode()).hexdigest()[:16]
+    digest_of_files = hashlib.sha256(f"{key} {how}".encode()).hexdigest()[:16]
     path = directory / f"{name}-{digest_of_files}.npz"
     absent = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # or broken
     with contextlib.suppress(*absent), path.open("rb") as file:

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from lrunet_jax.data import DatasetInfo, dataset_info
+from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import InputError
 from lrunet_jax.files import write_whole
 
@@ -35,6 +36,18 @@ def info_of(facts: Mapping[str, Any], dataset: str) -> DatasetInfo:
     for name in expected.keys() | facts:
         if kind(facts.get(name)) != kind(expected.get(name)):
             raise ValueError(f"{name} of the data is {facts.get(name)!r:.90}")
+    height, width, channels = facts["image_shape"]
+    sound = {
+        "image_shape": channels in (1, 3)
+        and all(type(s) is int and 1 <= s <= MAX_SIDE for s in (height, width)),
+        "class_names": len(facts["class_names"]) > 0
+        and all(isinstance(name, str) for name in facts["class_names"]),
+        "num_images": len(facts["num_images"]) == 2
+        and all(type(count) is int for count in facts["num_images"]),
+    }
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise ValueError(f"{name} of the data is {facts[name]!r:.90}")
     fields: dict[str, Any] = dict(facts)
     for name in ("image_shape", "class_names", "num_images"):  # JSON has no tuples
         fields[name] = tuple(fields[name])

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,9 +28,10 @@ class Run(NamedTuple):
 
     Attributes:
       path: its workdir, absolute.
-      config: its fields by their dotted names.
+      config: its fields by their dotted names; `dataset` is `arrays` for a run on
+        some, and the digest of the data is among them.
       lines: of its record.
-      accuracies: on the test set, by epoch; at least one.
+      accuracies: on the test set, by epoch; with held-out images those at the end.
       best: that of the best epoch on held out images, by the epoch that it was known
         at; empty without such images.
       costs: of its model, see `summarise`.
@@ -92,7 +94,14 @@ def read_groups(paths: Sequence[str]) -> list[Group]:
     Raises:
       InputError: if one can't be read, or two are of the same config and seed.
     """
-    runs = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
+    found = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
+    runs = [run for run in found if run.accuracies]
+    for run in found:
+        if not run.accuracies:
+            later = "with held-out images the test set is evaluated at the end"
+            print(f"{run.path} is left out, as {later}", file=sys.stderr)
+    if not runs:
+        raise InputError(f"runs are {found[0].path!r}, ...; one must be at its end")
     by_config: dict[str, dict[int, Run]] = {}
     for found in runs:
         others = {
@@ -147,11 +156,8 @@ def _read_run(path):
         for line in lines:
             _require_numbers(line, "epoch", "train_loss", "train_accuracy")
         tested = [line for line in lines if "test_accuracy" in line]
-        if not tested:
-            at_end = " yet: with held out images that is done at the end"
-            raise ValueError(
-                f"no epoch was tested{at_end * bool(config['validation'])}"
-            )
+        if not tested and not (lines and config["validation"]):
+            raise ValueError("no epoch was evaluated yet")
         for line in tested:
             _require_numbers(line, *(name for name in line if name.startswith("test")))
         _require_numbers(config, "seed", "epochs")
@@ -159,7 +165,8 @@ def _read_run(path):
         model = create_model(num_classes=info.num_classes, **config["model"])
         return Run(
             path=path,
-            config=dict(flatten(config)),
+            config=dict(flatten(config))
+            | {"dataset": info.name, "digest of the data": info.digest},
             lines=lines,
             accuracies={line["epoch"]: accuracy_on("test", line) for line in tested},
             best={

@@ -64,19 +64,24 @@ def locked(path: epath.Path, *, sign: bool) -> Iterator[Callable[[], bool]]:
             file.flush()
 
         def is_there():
-            return path.exists() and os.path.samestat(
-                os.stat(path), os.fstat(file.fileno())
-            )
+            try:
+                return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                return False
+            except OSError:  # not known; writing will tell
+                return True
 
         yield is_there
 
 
 def is_signed(path: epath.Path, signature: str) -> bool:
-    """Tells whether a lock's file is there, with this content."""
+    """Tells whether a lock's file is there with this content, as far as is known."""
     try:
         return path.read_text() == signature
-    except OSError:
+    except FileNotFoundError:
         return False
+    except Exception:  # remote storage has errors of its own; writing will tell
+        return True
 
 
 def require_signed(path: epath.Path, signature: str) -> None:

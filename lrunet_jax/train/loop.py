@@ -19,7 +19,7 @@ from lrunet_jax.runs.checkpoints import array_fields
 from lrunet_jax.runs.config import flatten
 from lrunet_jax.runs.facts import facts_of
 from lrunet_jax.runs.lock import require_signed
-from lrunet_jax.runs.record import accuracy_of, is_evaluated
+from lrunet_jax.runs.record import accuracy_of
 from lrunet_jax.runs.workdir import Workdir
 from lrunet_jax.train import processes
 from lrunet_jax.train.devices import abstract, make_mesh, place
@@ -226,18 +226,17 @@ def _prepare(config, data_dir, arrays):
 
 def _tested(line, state, evaluate, run, mesh):
     """The metrics on the test set, of the last epoch and of the best one."""
-    evaluated = [e for e in (*run.lines(), line) if is_evaluated(e)]
-    # Of equals the latest: that is the one whose checkpoint is kept.
-    best = max(evaluated, key=lambda e: (accuracy_of(e), e["step"]))
     last = evaluate(state, "test")
-    of_best = last
-    if best["step"] != line["step"]:
-        learned = array_fields(jax.eval_shape(lambda: state))
-        names = ("params", "batch_stats", "ema")
-        fields = run.best_of(best["step"], {name: learned[name] for name in names})
-        of_best = evaluate(state.replace(**place(fields, mesh)), "test")
+    learned = array_fields(jax.eval_shape(lambda: state))
+    names = ("params", "batch_stats", "ema")
+    before = run.best({name: learned[name] for name in names})
+    epoch, of_best = line["epoch"], last
+    # Of equals the latest: that is the one whose checkpoint is kept.
+    if before is not None and accuracy_of(before.metrics) > accuracy_of(line):
+        epoch = before.lines[-1]["epoch"]
+        of_best = evaluate(state.replace(**place(before.fields, mesh)), "test")
     of_best = {f"best_{name}": value for name, value in of_best.items()}
-    return last | {"best_epoch": best["epoch"]} | of_best
+    return last | {"best_epoch": epoch} | of_best
 
 
 def _compile(config, mesh, state, sets):

@@ -34,8 +34,10 @@ def profiled(calls: Iterator[T], directory: epath.Path) -> Iterator[T]:
         trace = jax.profiler.trace(local) if first else contextlib.nullcontext()
         with trace:
             second = list(itertools.islice(calls, 1))
-        processes.each(lambda: _copy(epath.Path(local), directory))
-    print(f"profile of the second call: {directory}", flush=True)
+        if second:
+            processes.each(lambda: _copy(epath.Path(local), directory))
+    place = directory if second else "none, as the epoch was one call"
+    print(f"profile of the second call: {place}", flush=True)
     yield from second
     yield from calls
 

@@ -1,5 +1,7 @@
 """A network, its optimiser and the state to begin with, as a config describes them."""
 
+import re
+
 import jax
 import ml_collections
 import numpy as np
@@ -26,7 +28,7 @@ def for_data(
 ) -> ml_collections.ConfigDict:
     """The config, with the augmentation's size and flip set where they were not."""
     config = config.copy_and_resolve_references()
-    augment, name = config.augment, info.name.partition("/")[0]
+    augment, name = config.augment, re.split("[/:]", info.name)[0]
     if augment.size is None:
         augment.size = min(info.image_shape[:2])
     if augment.flip is None:

@@ -4,6 +4,7 @@ import ml_collections
 import numpy as np
 
 from lrunet_jax import ops
+from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import InputError, require, require_below_1, require_known
 from lrunet_jax.runs.config import flatten
 from lrunet_jax.train.freeze import FREEZE
@@ -45,8 +46,8 @@ def validate(config: ml_collections.ConfigDict, num_devices: int) -> None:
         is_set = values[field] is not None  # that of the crop may follow the image
         require(not is_set or values[field] >= 1, field, values[field], "at least 1")
     size, held_out = config.image_size, config.validation
-    most = 1 << 14
-    require(0 <= size <= most, "image_size", size, f"0, or a side of up to {most}")
+    allowed = f"0, or a side of up to {MAX_SIDE}"
+    require(0 <= size <= MAX_SIDE, "image_size", size, allowed)
     is_count = held_out < 1 or float(held_out).is_integer()
     allowed = "a number of images, or a share below 1, 0 for none"
     require(held_out >= 0 and is_count, "validation", held_out, allowed)

@@ -1,5 +1,6 @@
 """A trained network, with the facts that are known about it."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from lrunet_jax.data import Split, load_split, open_source
+from lrunet_jax.data.info import MAX_SIDE
+from lrunet_jax.data.sources import digest
 from lrunet_jax.errors import InputError, require
 from lrunet_jax.models import create_model
 
@@ -28,6 +31,7 @@ class StoredModel(NamedTuple):
       class_names: in the order of the labels; empty if they are not known.
       image_size: [H, W] of the images that it was trained on; empty if not known.
       split_seed: by which the set's test images were drawn, if it had none.
+      test_digest: of its test images and labels; empty if it is not known.
     """
 
     arguments: dict[str, Any]
@@ -41,6 +45,7 @@ class StoredModel(NamedTuple):
     class_names: Sequence[str] = ()
     image_size: Sequence[int] = ()
     split_seed: int = 0
+    test_digest: str = ""
 
     def create_model(self) -> nn.Module:
         """The network, without its variables."""
@@ -54,23 +59,26 @@ class StoredModel(NamedTuple):
 
 
 def load_test_set(
-    stored: StoredModel, dataset: str = "", data_dir: str = ""
+    stored: StoredModel, dataset: str = "", data_dir: str = "", image_size: int = 0
 ) -> tuple[str, tuple[str, ...], Split]:
     """The test set to evaluate on: by default of what it was trained on.
 
     Its images get the size and the channels of those that the network was trained on.
+    On standard error it is said if they are others than at the end of the training.
 
     Args:
       stored: the network.
       dataset: the name of the set; needed where the network does not say its own.
       data_dir: see `open_source`.
+      image_size: S to resize images to S x S; by default the size that the network was
+        trained on, if it is known, else that of the images.
 
     Returns:
       The name of the set, its classes' names, and its test images.
 
     Raises:
-      InputError: if it can't be read, or has another number of classes, or images of
-        other channels, than the network is made for.
+      InputError: if it can't be read, or has other classes, or images of other
+        channels, than the network is made for.
     """
     name = dataset or stored.dataset
     if not name:
@@ -88,11 +96,18 @@ def load_test_set(
     classes, most = len(source.class_names), stored.arguments["num_classes"]
     field, allowed = "dataset", f"one of {most} classes, like {stored.name}; {name} has"
     require(classes == most, field, name, f"{allowed} {classes}")
+    names = tuple(stored.class_names)
+    if ours and names and names != source.class_names:
+        pairs = zip(names, source.class_names, strict=True)
+        old, new = next((old, new) for old, new in pairs if old != new)
+        allowed = f"one with the class {old!r} where {name} has {new!r}"
+        require(False, field, name, f"{allowed}, like {stored.name}")
+    size = (image_size, image_size) if image_size else stored.image_size if ours else ()
     split = load_split(
         name,
         "test",
         data_dir,
-        image_size=stored.image_size if ours else (),
+        image_size=size,
         channels=stored.channels if ours else 0,
         split_seed=stored.split_seed,
         skip_broken=True,
@@ -101,6 +116,10 @@ def load_test_set(
     allowed = f"one with images of {stored.channels} channels, like {stored.name}; "
     allowed += f"{name} has {channels}"
     require(channels == stored.channels, field, name, allowed)
+    known = ours and stored.test_digest and not image_size
+    if known and digest([split]) != stored.test_digest:
+        others = "are not those of the training, which may have seen some of them"
+        print(f"{len(split.labels)} test images {others}", file=sys.stderr)
     return name, source.class_names, split
 
 
@@ -123,11 +142,12 @@ def require_facts(stored: StoredModel) -> None:
         or (isinstance(accuracy, int | float) and 0 <= accuracy <= 1),
         "epoch": stored.epoch is None or is_count(stored.epoch),
         "split_seed": is_count(stored.split_seed),
+        "test_digest": isinstance(stored.test_digest, str),
         "class_names": isinstance(stored.class_names, list | tuple)
         and all(isinstance(name, str) for name in stored.class_names)
         and len(stored.class_names) in (0, stored.arguments.get("num_classes")),
         "image_size": isinstance(stored.image_size, list | tuple)
-        and all(is_count(side) and side > 0 for side in stored.image_size)
+        and all(is_count(s) and 0 < s <= MAX_SIDE for s in stored.image_size)
         and len(stored.image_size) in (0, 2),
     }
     for field, is_sound in sound.items():

@@ -46,6 +46,7 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
         class_names=info.class_names,
         image_size=info.image_shape[:2],
         split_seed=config["split_seed"],
+        test_digest=info.test_digest,
     )
     try:
         require_facts(stored)
