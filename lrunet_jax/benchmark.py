@@ -9,7 +9,6 @@ turns with it in a process of its own: an eager step without augmentation, in
 channels_last, with as many threads.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,7 +21,13 @@ import numpy as np
 from flax import linen as nn
 
 from lrunet_jax import ops
-from lrunet_jax.cli import add_model_fields, print_table, require_torch, run
+from lrunet_jax.cli import (
+    ArgumentParser,
+    add_model_fields,
+    print_table,
+    require_torch,
+    run,
+)
 from lrunet_jax.data import dataset_info
 from lrunet_jax.errors import require
 from lrunet_jax.models import create_model, list_models, model_fields
@@ -119,7 +124,7 @@ def main() -> None:
     """Reads the arguments and prints the figures."""
     # `compile_seconds` is of a compilation.
     jax.config.update("jax_enable_compilation_cache", False)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.benchmark", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--model", default="lrunet", choices=list_models())

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
@@ -169,6 +169,14 @@ def _without_config(arguments):
         else:
             others.append(argument)
     return values, others
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Argparse's, whose errors are a line as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises an InputError."""
+        raise InputError(f"{message}; --help lists the arguments")
 
 
 def add_model_fields(parser: argparse.ArgumentParser, model: str) -> None:

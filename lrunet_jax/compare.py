@@ -6,14 +6,13 @@ One row per network. PATHS are whatever `lrunet_jax.evaluate` takes. With --torc
 also runs in PyTorch, on the same images.
 """
 
-import argparse
 import json
 import time
 from typing import Any
 
 import numpy as np
 
-from lrunet_jax.cli import print_table, require_torch, run
+from lrunet_jax.cli import ArgumentParser, print_table, require_torch, run
 from lrunet_jax.data import Split, open_source
 from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
@@ -95,7 +94,7 @@ def compare_torch(
 
 def main() -> None:
     """Reads the arguments and prints the table."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.compare", description=__doc__.splitlines()[0]
     )
     parser.add_argument("paths", nargs="+", help="or names of published checkpoints")

@@ -9,7 +9,6 @@ compiler's word, by the text of the compiled program; no time is measured. Loops
 counted as often as they run.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -20,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lrunet_jax import data, hlo, ops, topologies
-from lrunet_jax.cli import parse_flags, run
+from lrunet_jax.cli import ArgumentParser, parse_flags, run
 from lrunet_jax.errors import require
 from lrunet_jax.memory import memory_by_kind, memory_taken, size
 from lrunet_jax.topologies import Topology
@@ -36,7 +35,7 @@ def main() -> None:
     """Reads the arguments, compiles, and prints the counts."""
     # A program for a device that is not here can be written to no cache.
     jax.config.update("jax_enable_compilation_cache", False)
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.compile",
         description=__doc__.splitlines()[0],
         epilog=f"--config=FILE.py is {DEFAULT_CONFIG} by default, and "

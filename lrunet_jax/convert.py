@@ -7,15 +7,13 @@ SOURCE is whatever `lrunet_jax.evaluate` takes. TARGET is a PyTorch file if it e
 .pt, .pth or .t7, else a directory.
 """
 
-import argparse
-
-from lrunet_jax.cli import run
+from lrunet_jax.cli import ArgumentParser, run
 from lrunet_jax.weights.loading import open_model, save_model
 
 
 def main() -> None:
     """Reads the arguments and converts."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.convert", description=__doc__.splitlines()[0]
     )
     parser.add_argument("source", help="or the name of a published checkpoint")

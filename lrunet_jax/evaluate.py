@@ -6,10 +6,9 @@ PATH is a PyTorch file, a converted directory, a run's workdir or one of its
 checkpoints, or the name of a published checkpoint.
 """
 
-import argparse
 import json
 
-from lrunet_jax.cli import json_number, run
+from lrunet_jax.cli import ArgumentParser, json_number, run
 from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
 from lrunet_jax.figures.files import figure_path, written_to
@@ -24,7 +23,7 @@ _SHOWN = 24  # mistakes on the sheet
 
 def main() -> None:
     """Reads the arguments and prints the evaluation."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("path", help="or the name of a published checkpoint")

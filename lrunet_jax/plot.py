@@ -6,9 +6,7 @@ Runs that differ in nothing but the seed are averaged. Published accuracies are 
 grey markers.
 """
 
-import argparse
-
-from lrunet_jax.cli import run
+from lrunet_jax.cli import ArgumentParser, run
 from lrunet_jax.figures.files import FORMATS, figure_path, written_to
 from lrunet_jax.runs.curves import Reference, plot_groups
 from lrunet_jax.runs.groups import read_groups
@@ -17,7 +15,7 @@ from lrunet_jax.weights.published import PUBLISHED
 
 def main() -> None:
     """Reads the arguments and draws."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.plot", description=__doc__.splitlines()[0]
     )
     parser.add_argument("runs", nargs="+", help="workdirs of train.py")

@@ -7,7 +7,6 @@ pictures are taken in the order of their names, or `-` for a list of them on sta
 input, one a line.
 """
 
-import argparse
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from lrunet_jax.cli import json_number, run
+from lrunet_jax.cli import ArgumentParser, json_number, run
 from lrunet_jax.data import pictures
 from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import InputError, in_one_line, require
@@ -39,7 +38,7 @@ _Seen = tuple[np.ndarray, np.ndarray]
 
 def main() -> None:
     """Reads the arguments, and prints the predictions."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.predict", description=__doc__.splitlines()[0]
     )
     parser.add_argument("network", help="as of lrunet_jax.evaluate")
@@ -136,7 +135,7 @@ def _find_in(given: str) -> list[_Found]:
         return [(given, InputError(f"picture is {given!r}, {reason}"))]
     if not found:
         suffixes = ", ".join(pictures.SUFFIXES)
-        reason = f"a directory without pictures ({suffixes})"
+        reason = f"a directory with none directly in it ({suffixes})"
         return [(given, InputError(f"picture is {given!r}, {reason}"))]
     return [(os.path.join(given, path.relative_to(place)), path) for path in found]
 

@@ -3,17 +3,16 @@
 python -m lrunet_jax.results RUNS...
 """
 
-import argparse
 import json
 
-from lrunet_jax.cli import print_table, run
+from lrunet_jax.cli import ArgumentParser, print_table, run
 from lrunet_jax.runs.groups import read_groups
 from lrunet_jax.weights.published import published_accuracy
 
 
 def main() -> None:
     """Reads the arguments and prints the table."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.results", description=__doc__.splitlines()[0]
     )
     parser.add_argument("runs", nargs="+", help="workdirs of train.py")

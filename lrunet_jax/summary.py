@@ -9,7 +9,13 @@ Without a model it lists the eighteen published ones.
 import argparse
 import json
 
-from lrunet_jax.cli import add_model_fields, model_from, print_table, run
+from lrunet_jax.cli import (
+    ArgumentParser,
+    add_model_fields,
+    model_from,
+    print_table,
+    run,
+)
 from lrunet_jax.errors import require
 from lrunet_jax.models import list_layers, list_models, summarise
 from lrunet_jax.weights.published import PUBLISHED
@@ -17,7 +23,7 @@ from lrunet_jax.weights.published import PUBLISHED
 
 def main() -> None:
     """Reads the arguments and prints the costs."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m lrunet_jax.summary", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -123,7 +123,7 @@ def test_the_command_writes_the_format_that_the_name_says(make_run, tmp_path, su
     [
         ("runs.bmp", "it must be a file name with .pdf, .png, .svg"),
         ("runs", "it must be a file name with .pdf, .png, .svg"),
-        ("nowhere/runs.png", "which can't be written"),
+        ("nowhere/runs.png", "it must be in a directory that is there"),
     ],
 )
 def test_a_picture_that_cannot_be_written_gets_one_line(

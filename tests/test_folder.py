@@ -196,7 +196,7 @@ def test_different_sizes_are_named_with_their_counts(tree):
     assert str(caught.value) == (
         "folder has images of several sizes: 4 of 7x5, 3 of 6x4, 2 of 6x5, 3 of 3 "
         "other sizes (height x width); they must be resized to one: "
-        "--config.image_size=S"
+        "--config.image_size=S, of other commands --image_size=S"
     )
 
 

@@ -121,7 +121,10 @@ def test_what_is_no_run_gets_one_line(make_run, tmp_path):
         path = pathlib.Path(make_run(name, [0.5])) / file
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
-    for name in ("nowhere", "empty", "fresh", "damaged", "other", *edits):
+    beside = command("results", good, tmp_path / "fresh")  # it has just begun
+    assert beside.returncode == 0
+    assert beside.stderr == f"{tmp_path / 'fresh'} is left out: not tested yet\n"
+    for name in ("nowhere", "empty", "damaged", "other", *edits):
         for run in (("results",), ("plot", f"--out={tmp_path / 'x.png'}")):
             if name == "nowhere" or run[0] == "results":
                 result = command(*run, good, tmp_path / name)

@@ -213,7 +213,9 @@ def test_what_cannot_be_read_is_named_and_the_others_are_predicted(network, imag
     broken, missing, empty, last = result.stderr.splitlines()
     assert re.match(r"picture is '.*broken\.png', which can't be read: ", broken)
     assert re.match(r"picture is '.*missing\.png', which can't be read: ", missing)
-    assert re.match(r"picture is '.*empty', a directory without pictures \(", empty)
+    assert re.match(
+        r"picture is '.*empty', a directory with none directly in it \(", empty
+    )
     assert last == "error: 3 of 8 pictures can't be read, see above"
 
 
@@ -252,9 +254,9 @@ def test_a_sheet_has_the_first_pictures(network, images, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("--top=0",), "top is 0; it must be at least 1"),
-        (("--image_size=0",), "image_size is 0; it must be at least 1"),
+        (("--image_size=0",), "image_size is 0; it must be in [1, 16384]"),
         (("--plot=a.gif",), "plot is 'a.gif'; it must be a file name with .pdf, .png"),
-        (("--plot=no/a.png",), "plot is 'no/a.png', which can't be written: FileNotFo"),
+        (("--plot=no/a.png",), "plot is 'no/a.png'; it must be in a directory that is"),
         (("--step=3",), "step is 3; it must be left out, as"),
     ],
 )

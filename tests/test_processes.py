@@ -245,3 +245,27 @@ def test_other_commands_run_in_one_process(name, monkeypatch):
         "error: SLURM_STEP_NUM_TASKS is '4'; it must be 1, as only train.py runs in "
         "several processes\n"
     )
+
+
+@pytest.mark.slow
+def test_two_processes_share_what_one_of_them_reads(tmp_path, shared):
+    """Held-out images, the best epoch's weights, given weights, frozen ones, a trace."""
+    flags = (
+        *("--config.model.layer_reuse=1", "--config.lowering=xla", "--config.epochs=2"),
+        *("--config.validation=0.1", "--config.normalise", "--config.batch_size=256"),
+        *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
+    )
+    network = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
+    flags = (*flags, f"--config.init_from={network}")
+    statuses, texts = end(start(2, "train.py", f"--workdir={tmp_path / 'run'}", *flags))
+    assert statuses == [0, 0], texts
+    printed = texts[0][0]
+    for words in (
+        " held out and ",
+        "frozen ",
+        "init_from: ",
+        "test accuracy ",
+        "profile ",
+    ):
+        assert words in printed
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import ROOT, process, train_command
+from conftest import ROOT, command, process, train_command
 from PIL import Image
 from tfds_sets import write_set
 
@@ -67,7 +67,8 @@ def test_a_set_of_many_classes_and_sizes_without_a_test_split(tmp_path):
         load()
     assert str(error.value) == (
         "shapes (train) has images of several sizes: 82 of 20x20, 81 of 24x24, 81 of "
-        "28x28 (height x width); they must be resized to one: --config.image_size=S"
+        "28x28 (height x width); they must be resized to one: --config.image_size=S, "
+        "of other commands --image_size=S"
     )
     found = load(image_size=16, validation=0.1)
     assert found.info.image_shape == (16, 16, 3)
@@ -270,7 +271,7 @@ def test_arrays_are_trained_on_and_checked_on_resuming(tmp_path):
         (
             np.zeros((4, 8, 8, 1), np.uint8),
             [0, 1, 0, -1],
-            "is -1; it must be 0 or more",
+            "is -1; it must be in .0, 1000000.",
         ),
         (np.zeros((4, 8, 8, 1), np.uint8), [0.5, 1, 0, 1], "and n integer labels"),
         (np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, int), "n at least 1"),
@@ -298,3 +299,53 @@ def test_a_slash_in_a_name_is_none_in_the_default_workdir(tmp_path):
     result = process(str(ROOT / "train.py"), *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"workdir  {tmp_path / 'runs' / 'letters-all-lrunet'}\n" in result.stdout
+
+
+def test_labels_of_a_folder_s_test_images_follow_the_classes_to_train_on(tmp_path):
+    for split in ("train", "test"):
+        for name in ("b", "c"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(2):
+                path = tmp_path / split / name / f"{i}.png"
+                Image.fromarray(picture()).save(path)
+    load = lambda: data.load_split("folder", "test", str(tmp_path)).labels.tolist()
+    assert load() == [0, 0, 1, 1]
+    (tmp_path / "train" / "a").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "train" / "a" / "0.png")
+    assert load() == [1, 1, 2, 2]  # and not what was decoded before
+
+
+def test_what_is_beside_the_pictures_is_named(pictures, capsys):
+    (pictures / "cat" / "more").mkdir()
+    (pictures / "dog" / "notes.txt").write_text("mine")
+    data.load_dataset("folder", str(pictures), image_size=8)
+    printed = capsys.readouterr().out
+    assert f"ignored  2 in {pictures} beside its pictures: " in printed
+    assert str(pictures / "cat" / "more") in printed
+
+
+def test_labels_that_are_unknown_are_refused(tmp_path):
+    examples = [(picture(8), -1 if i == 3 else i % 2) for i in range(8)]
+    write_set(tmp_path, {"train": examples})
+    with pytest.raises(InputError) as error:
+        data.load_split("shapes", "train", str(tmp_path))
+    assert str(error.value) == (
+        "a label of shapes (train) is -1; it must be in [0, 2), as there are so many "
+        "classes"
+    )
+
+
+def test_evaluation_on_other_pictures_is_refused_or_said(pictures, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--config.dataset=folder", "--config.image_size=16", *SMALL)
+    trained = train_command(*flags, f"--data_dir={pictures}", f"--workdir={run}")
+    assert trained.returncode == 0, trained.stderr
+    same = command("evaluate", run, f"--data_dir={pictures}")
+    assert (same.returncode, same.stderr) == (0, "")
+    Image.fromarray(picture()).save(pictures / "emu" / "9.png")
+    more = command("evaluate", run, f"--data_dir={pictures}")
+    assert "test images are not those of the training" in more.stderr
+    (pictures / "emu").rename(pictures / "ant")
+    other = command("evaluate", run, f"--data_dir={pictures}")
+    assert other.returncode == 2
+    assert "one with the class 'cat' where folder has 'ant'" in other.stderr

@@ -99,4 +99,20 @@ def test_a_run_that_is_not_at_its_end_has_no_result_yet(tmp_path):
     (run / "metrics.jsonl").write_text(json.dumps(kept) + "\n")
     result = command("results", str(run))
     assert result.returncode == 2
-    assert "no epoch was tested yet: with held out images that is done" in result.stderr
+    left_out, error = result.stderr.splitlines()
+    assert left_out == f"{run} is left out: not tested yet (which is at the end)"
+    assert error == f"error: runs are {str(run)!r}, ...; one must have been tested"
+
+
+def test_a_best_checkpoint_that_is_gone_does_not_keep_a_run_from_its_end(
+    accuracies, tmp_path
+):
+    run = tmp_path / "run"
+    trained = train_command(*SMALL, f"--workdir={run}", "--config.epochs=3")
+    assert trained.returncode == 0, trained.stderr
+    (run / "checkpoints" / "10" / "config" / "metadata").write_text("x")
+    again = train_command(*SMALL, f"--workdir={run}", "--config.epochs=4")
+    assert again.returncode == 0, again.stderr
+    last = read_lines(run)[-1]
+    assert (last["epoch"], last["best_epoch"]) == (4, 4)
+    assert last["best_test_accuracy"] == last["test_accuracy"] == 0.04

@@ -276,7 +276,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypat
     assert not (tmp_path / "run").exists()
 
 
-def refuse_all(what, taken):
+def refuse_all(what, taken, smaller=""):
     assert 1e6 < taken < 1e9
     raise InputError(f"{what} takes {taken / 1e9} GB")
 

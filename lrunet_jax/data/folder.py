@@ -34,6 +34,7 @@ class Folder:
     Attributes:
       class_names: the names of the directories, in the order of the labels.
       splits: `train`, and `test` where there is one.
+      ignored: paths of what is there beside the pictures.
     """
 
     def __init__(self, data_dir: str, *, skip_broken: bool):
@@ -52,6 +53,7 @@ class Folder:
         self._skip_broken = skip_broken
         self.class_names = self._pictures.class_names
         self.splits = tuple(self._pictures.files)
+        self.ignored = self._pictures.ignored
 
     def files(self, split: str) -> Sequence[epath.Path]:
         """The files of a split."""
@@ -78,11 +80,13 @@ class LabelledFiles(NamedTuple):
       class_names: in the order of their labels, which are numbers from 0.
       files: the paths of the pictures, for `train` and, where there is one, `test`.
       labels: (n,) int32 for each of these, of its pictures.
+      ignored: paths of what is there beside them.
     """
 
     class_names: tuple[str, ...]
     files: dict[str, list[epath.Path]]
     labels: dict[str, np.ndarray]
+    ignored: list[epath.Path]
 
 
 def list_folder(directory: epath.Path) -> LabelledFiles:
@@ -123,11 +127,14 @@ def list_folder(directory: epath.Path) -> LabelledFiles:
     test = _split_directory(directory, "test") if root else None
     if test:
         splits["test"] = _list_test(test, names, refuse)
-    return LabelledFiles(
-        names,
-        {split: [*itertools.chain(*of.values())] for split, of in splits.items()},
-        {split: _labels(of, names) for split, of in splits.items()},
-    )
+    files = {split: [*itertools.chain(*of.values())] for split, of in splits.items()}
+    labels = {split: _labels(of, names) for split, of in splits.items()}
+    taken = {*itertools.chain(*files.values())}
+    roots = [root, *([test] if test else [])] if root else [directory]
+    beside = [p for p in _directories(directory) if root and p not in roots]
+    within = [p for r in roots for d in _directories(r) for p in d.iterdir()]
+    others = [p for p in within if p not in taken and not p.name.startswith(".")]
+    return LabelledFiles(names, files, labels, [*beside, *others])
 
 
 def decode_folder(

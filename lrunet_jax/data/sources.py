@@ -197,6 +197,9 @@ def load_dataset(
     others: dict[str, Any] = {"split_seed": split_seed, "skip_broken": skip_broken}
     train = load_split(name, "train", data_dir, image_size=size, **others)
     source = open_source(name, data_dir, skip_broken=skip_broken)
+    if ignored := getattr(source, "ignored", ()):
+        some = ", ".join(map(str, ignored[:3])) + ", ..." * (len(ignored) > 3)
+        print(f"ignored  {len(ignored):,} in {data_dir} beside its pictures: {some}")
     # What is drawn from the training images has their channels.
     channels = train.images.shape[3] if "test" in source.splits else 0
     test = load_split(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line, require
-from lrunet_jax.files import find_path
+from lrunet_jax.files import find_path, is_remote
 
 if TYPE_CHECKING:  # slow to import
     from matplotlib.figure import Figure
@@ -29,6 +29,8 @@ def figure_path(field: str, path: str) -> epath.Path:
     found = find_path(field, path)
     allowed = f"a file name with {', '.join(FORMATS)}"
     require(found.suffix in FORMATS, field, path, allowed)
+    is_there = is_remote(found) or found.parent.is_dir()
+    require(is_there, field, path, "in a directory that is there")
     return found
 
 

@@ -29,6 +29,7 @@ from lrunet_jax.train.evaluation import compile_evaluation
 from lrunet_jax.train.profile import profiled
 from lrunet_jax.train.progress import Progress, duration
 from lrunet_jax.train.report import (
+    print_absent,
     print_data,
     print_devices,
     print_epoch,
@@ -115,6 +116,7 @@ def _train(config, workdir, data_dir, profile, arrays):
     print_warmup(config)
     print_model(model, config.model, shape[1:])
     print_data(dataset.info)
+    print_absent("test", dataset.test, dataset.info)
     print_devices(config.batch_size, config.matmul_precision)
     print_last_batch(len(dataset.train.labels), config.batch_size)
     print(f"workdir  {path}", flush=True)
@@ -123,6 +125,7 @@ def _train(config, workdir, data_dir, profile, arrays):
     splits = {"train": dataset.train, "test": dataset.test}
     if config.validation:
         splits["validation"] = dataset.validation
+        print_absent("held-out", dataset.validation, dataset.info)
     example, sets = abstract((jax.eval_shape(create), splits), mesh)
     print_frozen(example)
     init_from = "" if run.has_checkpoints() else config.init_from

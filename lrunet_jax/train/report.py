@@ -48,6 +48,15 @@ def print_data(info: data.DatasetInfo) -> None:
     )
 
 
+def print_absent(name: str, split: data.Split, info: data.DatasetInfo) -> None:
+    """Warns of classes without images in a split that is evaluated."""
+    absent = sorted({*range(info.num_classes)} - {*map(int, split.labels)})
+    if absent:
+        some = ", ".join(info.class_names[label] for label in absent[:3])
+        more = ", ..." * (len(absent) > 3)
+        print(f"warning  no {name} images of {len(absent)} classes: {some}{more}")
+
+
 def print_frozen(state: TrainState) -> None:
     """Prints what is trained where something is not; arrays may be abstract."""
     if not state.frozen:
