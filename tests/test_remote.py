@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import remote
 from bucket import bucket
-from conftest import ROOT, command, needs_torch, process, train_command
+from conftest import OPTIMISING, ROOT, command, process, train_command
 from etils import epath
 
 from lrunet_jax import data, load
@@ -193,61 +193,47 @@ def test_storage_that_fails_is_one_line(monkeypatch):
     )
 
 
+def in_a_bucket(shared):
+    """Trains, resumes, evaluates and converts on gs://; for a process of its own."""
+    workdir = "gs://bucket/runs/one"
+    flags = (
+        *(f"--workdir={workdir}", "--config.model.layer_reuse=1"),
+        *("--config.model.width_mult=0.125", "--config.batch_size=256"),
+    )
+
+    def ended(result):
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    lrunet_jax = lambda name, *rest: ended(command(name, *rest))
+    trace = "gs://bucket/trace"
+    printed = ended(train_command(*flags, "--config.epochs=1", f"--profile={trace}"))
+    assert f"profile of the second call: {trace}\n" in printed
+    assert "resumed  step 6," in ended(train_command(*flags, "--config.epochs=2"))
+    figures = json.loads(lrunet_jax("evaluate", workdir, "--json"))
+    lrunet_jax("convert", workdir, "gs://bucket/new/one.pt")
+    lrunet_jax("convert", "gs://bucket/new/one.pt", "gs://bucket/new/one")
+    for name in ("new/one.pt", "new/one"):
+        on = ("--dataset=digits", "--json")
+        again = json.loads(lrunet_jax("evaluate", f"gs://bucket/{name}", *on))
+        assert again["correct"] == figures["correct"]
+    (row,) = json.loads(lrunet_jax("results", "--json", workdir))
+    assert row["last"] == figures["accuracy"]
+    remote.upload(f"{shared}/tfds/cifar10", "gs://bucket/tfds/cifar10")
+    network = f"{shared}/checkpoints/cifar10-lru1-ckpt-08391.t7"
+    on = ("--data_dir=gs://bucket/tfds", "--json")
+    assert json.loads(lrunet_jax("evaluate", network, *on))["correct"] == 8391
+    # A checkpoint that a killed process has left in part is none.
+    (epath.Path(workdir) / "checkpoints" / "12" / "commit_success.txt").unlink()
+    assert "resumed  step 6," in ended(train_command(*flags, "--config.epochs=2"))
+
+
 @pytest.mark.slow
-@needs_torch
 def test_a_run_in_a_bucket_is_trained_resumed_evaluated_and_converted(tmp_path, shared):
     with bucket("bucket") as variables:
-        environment = os.environ | variables | {"XDG_CACHE_HOME": str(tmp_path / "c")}
-
-        def python(*arguments):
-            result = process(*arguments, env=environment, timeout=300)
-            assert result.returncode == 0, result.stderr
-            return result.stdout
-
-        lrunet_jax = lambda name, *rest: python("-m", f"lrunet_jax.{name}", *rest)
-        workdir = "gs://bucket/runs/one"
-        train = (
-            *("train.py", f"--workdir={workdir}", "--config.model.layer_reuse=1"),
-            *("--config.model.width_mult=0.125", "--config.batch_size=256"),
-        )
-        printed = python(*train, "--config.epochs=1", "--profile=gs://bucket/trace")
-        assert "profile of the second call: gs://bucket/trace" in printed
-        printed = python(*train, "--config.epochs=2")
-        assert "resumed  step 6, epoch 2" in printed
-        figures = json.loads(lrunet_jax("evaluate", workdir, "--json"))
-        lrunet_jax("convert", workdir, "gs://bucket/new/one.pt")
-        lrunet_jax("convert", "gs://bucket/new/one.pt", "gs://bucket/new/one")
-        for name in ("new/one.pt", "new/one"):
-            on = ("--dataset=digits", "--json")
-            again = json.loads(lrunet_jax("evaluate", f"gs://bucket/{name}", *on))
-            assert again["correct"] == figures["correct"]
-        (row,) = json.loads(lrunet_jax("results", "--json", workdir))
-        assert row["last"] == figures["accuracy"]
-        script = "import sys, remote; remote.upload(*sys.argv[1:])"
-        environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-        source = str(shared / "tfds/cifar10")
-        python("-c", script, source, "gs://bucket/tfds/cifar10")
-        network = str(shared / "checkpoints/cifar10-lru1-ckpt-08391.t7")
-        on = ("--data_dir=gs://bucket/tfds", "--json")
-        assert json.loads(lrunet_jax("evaluate", network, *on))["correct"] == 8391
-
-
-@pytest.mark.slow
-def test_a_checkpoint_that_a_bucket_has_in_part_is_none(tmp_path):
-    with bucket("bucket") as variables:
-        environment = os.environ | variables
-        flags = (
-            *("train.py", "--workdir=gs://bucket/run", "--config.model.layer_reuse=1"),
-            *("--config.model.width_mult=0.125", "--config.batch_size=256"),
-            "--config.epochs=2",
-        )
-        trained = process(*flags, env=environment)
-        assert trained.returncode == 0, trained.stderr
-        remove = (
-            "from etils import epath; epath.Path("
-            "'gs://bucket/run/checkpoints/12/commit_success.txt').unlink()"
-        )
-        assert process("-c", remove, env=environment).returncode == 0
-        again = process(*flags, env=environment)
-        assert again.returncode == 0, again.stderr
-        assert "resumed  step 6, epoch 2" in again.stdout
+        paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        own = {"XDG_CACHE_HOME": str(tmp_path / "cache")} | OPTIMISING
+        code = "import sys, test_remote; test_remote.in_a_bucket(sys.argv[1])"
+        environment = os.environ | variables | paths | own
+        result = process("-c", code, str(shared), env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr[-3000:]
