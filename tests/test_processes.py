@@ -183,10 +183,11 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
 
     few = ("--config.epochs=2", "--config.batch_size=256")  # of six steps each
     flags = ("train.py", *SMALL, *few, "--config.checkpoint_minutes=0")
-    run = lambda name: start(4, *flags, f"--workdir={tmp_path / name}", **OPTIMISING)
+    # Of two: on two cores four compile and wait for minutes.
+    run = lambda name: start(2, *flags, f"--workdir={tmp_path / name}", **OPTIMISING)
     statuses, texts = end(run("whole"))
-    assert statuses == [0] * 4, texts
-    for victim in range(4):
+    assert statuses == [0, 0], texts
+    for victim in range(2):
         running = run("killed")
         until_saved(tmp_path / "killed", running)
         time.sleep(0.2 * victim)
@@ -197,7 +198,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
         assert statuses[victim] == -signal.SIGKILL
         assert 0 not in statuses, texts
     statuses, texts = end(run("killed"))
-    assert statuses == [0] * 4, texts
+    assert statuses == [0, 0], texts
     assert digests("killed") == digests("whole")
 
 
@@ -253,7 +254,7 @@ def test_two_processes_share_what_one_of_them_reads(tmp_path, shared):
     """Held-out images, the best weights, given ones, frozen ones, and a trace."""
     flags = (
         *("--config.model.layer_reuse=1", "--config.epochs=2", "--config.lowering=xla"),
-        *("--config.validation=0.1", "--config.normalise", "--config.batch_size=256"),
+        *("--config.validation=0.1", "--config.normalise", "--config.batch_size=512"),
         *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
     )
     network = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"

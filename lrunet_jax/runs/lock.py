@@ -13,7 +13,7 @@ from etils import epath
 from lrunet_jax.errors import InputError
 from lrunet_jax.files import is_remote, write_whole
 
-SECONDS_TO_APPEAR = 20.0  # of a file on a disk that is shared by hosts
+SECONDS_TO_APPEAR = 10.0  # of a file on a disk that is shared by hosts
 
 
 @contextlib.contextmanager
