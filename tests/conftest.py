@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import runpy
+import signal
 import subprocess
 import sys
 from unittest import mock
@@ -157,7 +158,9 @@ def _to_the_end(function, *argv, cwd=ROOT):
     argv = list(map(str, argv))
     status, out, err = 0, io.StringIO(), io.StringIO()
     cached = jax.config.jax_enable_compilation_cache  # which `benchmark` turns off
-    loggers = [logging.getLogger(library) for library in ("absl", "asyncio")]
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "gcsfs")]
+    stopping = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ignored at the end
+    handlers = {number: signal.getsignal(number) for number in stopping}
     levels = [logger.level for logger in loggers]
     compilation_cache.reset_cache()  # else its directory stays what it was
     with (
@@ -172,6 +175,8 @@ def _to_the_end(function, *argv, cwd=ROOT):
         except SystemExit as error:
             status = error.code or 0
         finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
             jax.config.update("jax_enable_compilation_cache", cached)

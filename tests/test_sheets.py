@@ -92,7 +92,9 @@ def test_a_figure_that_cannot_be_written_gets_one_line(tmp_path):
     for path in ("a.bmp", "a", "a.PNG"):
         with pytest.raises(InputError, match=f"^plot is '{path}'; it must be a file"):
             figure_path("plot", path)
-    path = figure_path("plot", str(tmp_path / "nowhere" / "a.png"))
+    with pytest.raises(InputError, match="must be in a directory that is there"):
+        figure_path("plot", str(tmp_path / "nowhere" / "a.png"))
+    path = epath.Path(tmp_path / "nowhere" / "a.png")
     message = r"^plot is 'given', which can't be written: FileNotFoundError"
     with pytest.raises(InputError, match=message), written_to("plot", "given"):
         plot_pictures([np.zeros((4, 4, 3), np.uint8)], ["black"], path)
