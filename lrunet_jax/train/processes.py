@@ -37,7 +37,7 @@ def join(
       num_processes: of the run; 0 unless an address is given.
       process_id: of this process, from 0; -1 unless an address is given.
       heartbeat_timeout: the seconds after which a silent process is taken for dead, and
-        the others end.
+        the others end; so long they also wait for each other here.
 
     Raises:
       InputError: for a bad value, and if the others can't be reached.
@@ -56,7 +56,11 @@ def join(
     # JAX would take SIGTERM for itself, see `train.signals`.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_timeout, **given)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            initialization_timeout=heartbeat_timeout,
+            **given,
+        )
     except Exception as error:  # no cluster, no network, a port that is taken
         raise InputError(
             f"coordinator is {coordinator!r}, by which this process can't join the "
