@@ -143,7 +143,7 @@ def from_first(function: Callable[[], T]) -> T:
 def first_then_others(function: Callable[[], T]) -> T:
     """Calls a function on the first process, and then on all others; see `each`."""
     value = each(lambda: function() if is_first() else None)
-    return each(lambda: value if is_first() else function())  # type: ignore
+    return each(lambda: value if is_first() else function())  # type: ignore[arg-type,return-value]
 
 
 def largest(value: float) -> float:
