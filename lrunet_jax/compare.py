@@ -14,7 +14,6 @@ import numpy as np
 
 from lrunet_jax.cli import ArgumentParser, print_table, require_torch, run
 from lrunet_jax.data import Split, open_source
-from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
 from lrunet_jax.models import summarise
 from lrunet_jax.train.evaluation import evaluate
@@ -110,8 +109,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
-    is_side = 0 <= args.image_size <= MAX_SIDE
-    require(is_side, "image_size", args.image_size, f"in [0, {MAX_SIDE}]")
     if args.dataset:
         open_source(args.dataset, args.data_dir)
     if args.torch:

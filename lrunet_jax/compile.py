@@ -4,7 +4,7 @@
     python -m lrunet_jax.compile --topology=h100:8 --largest --config.dtype=bfloat16
 
 The step is the one that `train.py` runs on such devices; TPUs beyond 2x4 are of several
-machines, on which it does not run yet. What it takes of memory and what it does is its
+machines, and take a process on each. What it takes of memory and what it does is its
 compiler's word, by the text of the compiled program; no time is measured. Loops are
 counted as often as they run.
 """

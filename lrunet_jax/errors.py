@@ -47,6 +47,12 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {message:.200}"
 
 
+def some(words: Iterable[str]) -> str:
+    """Lists the first three of some words."""
+    words = list(words)
+    return ", ".join(words[:3]) + ", ..." * (len(words) > 3)
+
+
 class DivergedError(ArithmeticError):
     """The loss or the weights are not finite any more."""
 

@@ -9,7 +9,6 @@ checkpoints, or the name of a published checkpoint.
 import json
 
 from lrunet_jax.cli import ArgumentParser, json_number, run
-from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.errors import require
 from lrunet_jax.figures.files import figure_path, written_to
 from lrunet_jax.figures.sheets import plot_evaluation
@@ -45,8 +44,6 @@ def main() -> None:
     )
     args = parser.parse_args()
     require(args.batch_size >= 1, "batch_size", args.batch_size, "at least 1")
-    is_side = 0 <= args.image_size <= MAX_SIDE
-    require(is_side, "image_size", args.image_size, f"in [0, {MAX_SIDE}]")
     path = None if args.plot is None else figure_path("plot", args.plot)
     stored = open_model(args.path, args.step, allow_nonfinite=args.allow_nonfinite)
     dataset, names, split = load_test_set(

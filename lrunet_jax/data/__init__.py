@@ -16,6 +16,7 @@ from lrunet_jax.data.sources import (
     load_dataset,
     load_split,
     open_source,
+    read_split,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_dataset",
     "load_split",
     "open_source",
+    "read_split",
     "to_float",
     "train_batches",
 ]

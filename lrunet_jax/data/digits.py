@@ -4,34 +4,27 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
 from lrunet_jax.data.info import KNOWN
 from lrunet_jax.data.pictures import stack, treated
+from lrunet_jax.data.source import Source
 
 
-class Digits:
+class Digits(Source):
     """The UCI handwritten digits: 1,437 to train, 360 to test, 32x32, grey.
 
     The package's file holds 8x8 images with values from 0 to 16, and their source and
     licence. The images are enlarged bilinearly.
-
-    Attributes:
-      class_names: the digits.
-      splits: `train` and `test`.
     """
 
+    name = "digits"
     class_names = KNOWN["digits"].class_names
     splits = ("train", "test")
-
-    def files(self, split: str) -> Sequence[epath.Path]:
-        """No files, as nothing is to be kept of what takes milliseconds."""
-        return ()
 
     def read(
         self, split: str, image_size: Sequence[int], channels: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of a split, see `data.sources.Source`."""
+        """Images and labels of a split, see `Source`."""
         with np.load(pathlib.Path(__file__).with_name("digits.npz")) as file:
             images, labels = file["images"], file["labels"].astype(np.int32)
         # Each of the 32 new pixels lies between two old ones; the edge is repeated.

@@ -18,24 +18,21 @@ from lrunet_jax.data.pictures import (
     find_pictures,
     read_picture,
     read_size,
+    stack,
     treated,
-    with_channels,
 )
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.data.source import Source
+from lrunet_jax.errors import InputError, require, some
 from lrunet_jax.files import find_path
 
 THREADS = 8  # that decode; on remote storage they wait more than they compute
 AHEAD = 2 * THREADS  # pictures at most, so that few of full size are in memory
 
 
-class Folder:
-    """A data set of labelled pictures in a directory, see `list_folder`.
+class Folder(Source):
+    """A data set of labelled pictures in a directory, see `list_folder`."""
 
-    Attributes:
-      class_names: the names of the directories, in the order of the labels.
-      splits: `train`, and `test` where there is one.
-      ignored: paths of what is there beside the pictures.
-    """
+    name = "folder"
 
     def __init__(self, data_dir: str, *, skip_broken: bool):
         """Lists the pictures.
@@ -50,7 +47,7 @@ class Folder:
         allowed = "the directory of the pictures, as dataset is folder"
         require(bool(data_dir), "data_dir", data_dir, allowed)
         self._pictures = list_folder(find_path("data_dir", data_dir))
-        self._skip_broken = skip_broken
+        self.directory, self.skips_broken = data_dir, skip_broken
         self.class_names = self._pictures.class_names
         self.splits = tuple(self._pictures.files)
         self.ignored = self._pictures.ignored
@@ -62,14 +59,13 @@ class Folder:
     def read(
         self, split: str, image_size: Sequence[int], channels: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of a split, see `data.sources.Source`."""
+        """Images and labels of a split, see `Source`."""
         files, labels = self._pictures.files[split], self._pictures.labels[split]
         images, labels, broken = decode_folder(
-            files, labels, image_size, self._skip_broken, channels
+            files, labels, image_size, self.skips_broken, channels
         )
         if broken:
-            some = ", ".join(map(str, broken[:3])) + ", ..." * (len(broken) > 3)
-            print(f"broken   {some}")
+            print(f"broken   {some(map(str, broken))}")
         return images, labels
 
 
@@ -121,8 +117,8 @@ def list_folder(directory: epath.Path) -> LabelledFiles:
     names = tuple(pictures)
     for name in names:
         if not pictures[name]:
-            some = f"have some in each {layout}: {' '.join(SUFFIXES)}"
-            raise refuse(f"whose class {name!r} has no pictures", some)
+            wanted = f"have some in each {layout}: {' '.join(SUFFIXES)}"
+            raise refuse(f"whose class {name!r} has no pictures", wanted)
     splits = {"train": pictures}
     test = _split_directory(directory, "test") if root else None
     if test:
@@ -186,7 +182,7 @@ def decode_folder(
         raise InputError(_different_sizes(files))
     if not kept:
         raise InputError(f"none of {len(files)} pictures can be read{why}")
-    return _stacked(pictures, channels), labels[kept], broken
+    return stack(pictures, "folder"), labels[kept], broken
 
 
 def _refusal(directory, found, needed):
@@ -217,8 +213,8 @@ def _list_test(directory, names, refuse):
         known = "have directories in test that are in train as well"
         raise refuse(f"whose test has a class {unknown[0]!r} that train has not", known)
     if not any(pictures.values()):
-        some = "have some in test/CLASS, or no directory test"
-        raise refuse("whose test has no pictures", some)
+        wanted = "have some in test/CLASS, or no directory test"
+        raise refuse("whose test has no pictures", wanted)
     return pictures
 
 
@@ -261,13 +257,3 @@ def _different_sizes(files):
     with futures.ThreadPoolExecutor(THREADS) as pool:
         counts = collections.Counter(filter(None, pool.map(size, files)))
     return f"folder {different_sizes(counts)}"
-
-
-def _stacked(pictures, channels):
-    """Stacks a queue of pictures, each of which is let go when it has been copied."""
-    channels = channels or max(picture.shape[2] for picture in pictures)
-    height, width, _ = pictures[0].shape
-    images = np.empty((len(pictures), height, width, channels), np.uint8)
-    for place in range(len(images)):
-        images[place] = with_channels(pictures.popleft(), channels)
-    return images

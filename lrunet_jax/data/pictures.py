@@ -146,15 +146,21 @@ def treated(picture: np.ndarray, size: Sequence[int], channels: int) -> np.ndarr
 def stack(pictures: Iterable[np.ndarray], what: str) -> np.ndarray:
     """Stacks pictures to (n, H, W, channels); of grey and colours all get colours.
 
+    Each is let go when it has been copied: they are the largest part of the memory.
+
     Raises:
       InputError: if they differ in size, or there are none; `what` begins its line.
     """
-    pictures = list(pictures)
-    sizes = collections.Counter(picture.shape[:2] for picture in pictures)
+    queue = collections.deque(pictures)
+    del pictures
+    sizes = collections.Counter(picture.shape[:2] for picture in queue)
     if len(sizes) != 1:
         raise InputError(f"{what} {different_sizes(sizes)}")
-    channels = max(picture.shape[2] for picture in pictures)
-    return np.stack([with_channels(picture, channels) for picture in pictures])
+    channels = max(picture.shape[2] for picture in queue)
+    images = np.empty((len(queue), *queue[0].shape[:2], channels), np.uint8)
+    for place in range(len(images)):
+        images[place] = with_channels(queue.popleft(), channels)
+    return images
 
 
 def different_sizes(counts: collections.Counter[tuple[int, int]]) -> str:

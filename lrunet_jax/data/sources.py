@@ -1,12 +1,12 @@
 """Data sets as arrays: from a name to uint8 images and labels."""
 
 import contextlib
+import functools
 import hashlib
 import io
-import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -16,11 +16,12 @@ from lrunet_jax.data.digits import Digits
 from lrunet_jax.data.folder import Folder
 from lrunet_jax.data.hold_out import hold_out
 from lrunet_jax.data.info import DatasetInfo
+from lrunet_jax.data.source import Source
 from lrunet_jax.data.tfds import TfdsSet
-from lrunet_jax.errors import InputError, require
+from lrunet_jax.errors import InputError, require, some
 from lrunet_jax.files import one_at_a_time, write_whole
+from lrunet_jax.models.layers import MAX_CLASSES
 
-MAX_CLASSES = 1_000_000
 TEST_SHARE = 0.1  # of a set that has no test split
 _OF_TEST, _OF_VALIDATION = 0, 1  # beside the seed
 
@@ -52,52 +53,14 @@ class Dataset(NamedTuple):
     test: Split
 
 
-class Source(Protocol):
-    """Where a data set comes from.
-
-    Attributes:
-      class_names: in the order of the labels.
-      splits: the names of its splits.
-    """
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        ...
-
-    @property
-    def splits(self) -> Sequence[str]:
-        """The names of the splits."""
-        ...
-
-    def files(self, split: str) -> Sequence[epath.Path]:
-        """The files of a split; none where nothing needs to be kept."""
-        ...
-
-    def read(
-        self, split: str, image_size: Sequence[int], channels: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of a split.
-
-        Args:
-          split: one of `splits`.
-          image_size: [H, W] to resize to; empty for the size that all have.
-          channels: of the images; 0 for those of the split.
-
-        Raises:
-          InputError: if it can't be read, or images differ in size.
-        """
-        ...
-
-
 def open_source(name: str, data_dir: str = "", *, skip_broken: bool = False) -> Source:
-    """Opens a data set: `digits`, `folder`, or one of TFDS.
+    """Opens a data set: `digits`, `folder`, or one of TFDS, perhaps prepared first.
 
     Args:
       name: of the set.
       data_dir: of TFDS; by default `TFDS_DATA_DIR`, else ~/tensorflow_datasets. For
         `folder` the directory of the pictures.
-      skip_broken: leave out the pictures of a folder that can't be read.
+      skip_broken: leave out the pictures of a folder that can't be decoded.
 
     Raises:
       InputError: if there is none of that name, or it has no labelled images.
@@ -106,7 +69,8 @@ def open_source(name: str, data_dir: str = "", *, skip_broken: bool = False) -> 
         return Digits()
     if name == "folder":
         return Folder(data_dir, skip_broken=skip_broken)
-    return TfdsSet(name, data_dir)
+    with _one_at_a_time(name):
+        return TfdsSet(name, data_dir)
 
 
 def load_split(
@@ -119,54 +83,65 @@ def load_split(
     split_seed: int = 0,
     skip_broken: bool = False,
 ) -> Split:
+    """Opens a data set and reads a whole split, see `open_source` and `read_split`."""
+    source = open_source(name, data_dir, skip_broken=skip_broken)
+    treatment: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    return read_split(source, split, split_seed=split_seed, **treatment)
+
+
+def read_split(
+    source: Source,
+    split: str,
+    *,
+    image_size: Sequence[int] = (),
+    channels: int = 0,
+    split_seed: int = 0,
+) -> Split:
     """Reads a whole split; a decoded one is kept in the user's cache.
 
-    Of several processes of a machine one prepares and decodes, and the others wait. A
-    set without a test split gives a tenth of its training images for one, drawn by
-    `split_seed` and the labels.
+    Of several processes of a machine one decodes, and the others wait. A set without a
+    test split gives a tenth of its training images for one, drawn by `split_seed` and
+    the labels.
 
     Args:
-      name: see `open_source`, also for `data_dir` and `skip_broken`.
+      source: the set.
       split: `train` or `test`.
-      data_dir: of the set.
       image_size: [H, W] to resize to; empty for the size that all images have.
       channels: 1 or 3; 0 for those of the set.
       split_seed: of the test split that is drawn.
-      skip_broken: leave out what can't be read.
 
     Raises:
-      InputError: for an unknown name, and for what can't be read.
+      InputError: for what can't be read.
     """
-    cache = platformdirs.user_cache_path("lrunet_jax") / "images"
-    name_of_files = name.replace("/", "-")
-    with one_at_a_time(cache / f"{name_of_files}.lock"):
-        source = open_source(name, data_dir, skip_broken=skip_broken)
-        held_out = split == "test" and split not in source.splits
-        stored = "train" if held_out else split
-        if stored not in source.splits:
-            raise InputError(
-                f"data_dir is {data_dir!r}, where {name} has no split {stored!r}, only "
-                f"{sorted(source.splits)}; it must be prepared with that"
-            )
-        files = source.files(stored)
-        # The labels of a folder's test images follow from the classes to train on.
-        broken = skip_broken and name == "folder"
-        how = f"{source.class_names} {list(image_size)} {channels} {broken}"
-        decode = lambda: Split(*source.read(stored, image_size, channels))
-        kept = f"{name_of_files}-{stored}"
-        found = _decoded_once(cache, kept, files, how, decode) if files else decode()
-    skipped = len(files) - len(found.labels) if broken and not held_out else 0
-    if skipped:
+    name = source.name
+    drawn = split == "test" and split not in source.splits
+    stored = "train" if drawn else split
+    if stored not in source.splits:
+        raise InputError(
+            f"data_dir is {source.directory!r}, where {name} has no split {stored!r}, "
+            f"only {sorted(source.splits)}; it must be prepared with that"
+        )
+    files = source.files(stored)
+    decode = lambda: Split(*source.read(stored, image_size, channels))
+    # The labels of a folder's test images follow from the classes to train on.
+    how = f"{source.class_names} {list(image_size)} {channels} {source.skips_broken}"
+    with _one_at_a_time(name):
+        found = _decoded_once(name, stored, files, how, decode) if files else decode()
+    skipped = len(files) - len(found.labels) if source.skips_broken else 0
+    if skipped and not drawn:
         print(f"skipped  {skipped:,} of {len(files):,} pictures, which can't be read")
     classes, labels = len(source.class_names), found.labels
-    for label in labels[(labels < 0) | (labels >= classes)]:
-        allowed = f"in [0, {classes}), as there are so many classes"
-        require(False, f"a label of {name} ({stored})", int(label), allowed)
+    unknown = labels[(labels < 0) | (labels >= classes)]
+    if unknown.size:
+        raise InputError(
+            f"a label of {name} ({stored}) is {unknown[0]}; it must be in "
+            f"[0, {classes}), as there are so many classes"
+        )
     if "test" in source.splits:
         return found
-    count = max(1, round(TEST_SHARE * len(found.labels)))
+    count = max(1, round(TEST_SHARE * len(labels)))
     kept, held = _hold_out(found, count, (split_seed, _OF_TEST), "the test split")
-    return held if held_out else kept
+    return held if drawn else kept
 
 
 def load_dataset(
@@ -187,24 +162,23 @@ def load_dataset(
       validation: the images to hold out of the training set, or their share if it is
         below 1.
       split_seed: by which they are drawn, see `hold_out`.
-      skip_broken: leave out what can't be read.
+      skip_broken: leave out what can't be decoded.
 
     Raises:
-      InputError: as `load_split`, for images of several sizes, and for more to hold
+      InputError: as `read_split`, for images of several sizes, and for more to hold
         out than there is.
     """
-    size = (image_size, image_size) if image_size else ()
-    others: dict[str, Any] = {"split_seed": split_seed, "skip_broken": skip_broken}
-    train = load_split(name, "train", data_dir, image_size=size, **others)
     source = open_source(name, data_dir, skip_broken=skip_broken)
-    if ignored := getattr(source, "ignored", ()):
-        some = ", ".join(map(str, ignored[:3])) + ", ..." * (len(ignored) > 3)
-        print(f"ignored  {len(ignored):,} in {data_dir} beside its pictures: {some}")
+    size = (image_size, image_size) if image_size else ()
+    read = functools.partial(read_split, source, image_size=size, split_seed=split_seed)
+    train = read("train")
+    if source.ignored:
+        listed = some(map(str, source.ignored))
+        count = len(source.ignored)
+        print(f"ignored  {count:,} in {data_dir} beside its pictures: {listed}")
     # What is drawn from the training images has their channels.
     channels = train.images.shape[3] if "test" in source.splits else 0
-    test = load_split(
-        name, "test", data_dir, image_size=size, channels=channels, **others
-    )
+    test = read("test", channels=channels)
     return make_dataset(name, source.class_names, train, test, validation, split_seed)
 
 
@@ -310,9 +284,21 @@ def _hold_out(split, count, seed, field):
     return split.take(kept), split.take(held)
 
 
+def _cache():
+    return platformdirs.user_cache_path("lrunet_jax") / "images"
+
+
+def _file_name(name):
+    return name.replace("/", "-")
+
+
+def _one_at_a_time(name):
+    return one_at_a_time(_cache() / f"{_file_name(name)}.lock")
+
+
 def _decoded_once(
-    directory: pathlib.Path,
     name: str,
+    split: str,
     files: Sequence[epath.Path],
     how: str,
     decode: Callable[[], Split],
@@ -321,15 +307,15 @@ def _decoded_once(
     stats = [file.stat() for file in files]
     key = [(str(f), s.length, s.mtime) for f, s in zip(files, stats, strict=True)]
     digest_of_files = hashlib.sha256(f"{key} {how}".encode()).hexdigest()[:16]
-    path = directory / f"{name}-{digest_of_files}.npz"
+    path = _cache() / f"{_file_name(name)}-{split}-{digest_of_files}.npz"
     absent = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # or broken
     with contextlib.suppress(*absent), path.open("rb") as file:
         kept = np.load(file)
         return Split(kept["images"], kept["labels"])
-    split = decode()
+    found = decode()
     content = io.BytesIO()
-    np.savez(content, images=split.images, labels=split.labels)
+    np.savez(content, images=found.images, labels=found.labels)
     with contextlib.suppress(OSError):  # a cache that can't be written is none
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content.getvalue())
-    return split
+    return found

@@ -12,21 +12,18 @@ from etils import epath
 
 from lrunet_jax.data.info import KNOWN
 from lrunet_jax.data.pictures import stack, treated
+from lrunet_jax.data.source import Source
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.verbosity import unlogged
 
 
-class TfdsSet:
+class TfdsSet(Source):
     """A data set of TFDS with an `image` and a `label`, prepared first if need be.
 
     A directory that TFDS has prepared in array_record form is read without TensorFlow.
     TensorFlow is needed to read one in tfrecord form, and to download and prepare a
     data set that is not there.
-
-    Attributes:
-      class_names: in the order of the labels.
-      splits: the names of its splits.
     """
 
     def __init__(self, name: str, data_dir: str):
@@ -40,7 +37,7 @@ class TfdsSet:
           InputError: if TFDS does not know it, its images or labels are of another
             kind, or it is not in the directory and can't be prepared.
         """
-        self._name, self._directory = name, _directory(data_dir)
+        self.name, self.directory = name, _directory(data_dir)
         self._builder = self._open()
         features = self._builder.info.features
         self._require_images(features)
@@ -50,7 +47,7 @@ class TfdsSet:
         self._is_record = form is tfds.core.FileFormat.ARRAY_RECORD
         if not self._is_record and not _has_tensorflow():
             raise InputError(
-                f"data_dir is {self._directory!r}, where {name} is in tfrecord form, "
+                f"data_dir is {self.directory!r}, where {name} is in tfrecord form, "
                 "which needs TensorFlow to read: pip install tensorflow, or prepare it "
                 f"with tfds.builder({name!r}, file_format='array_record')"
             )
@@ -65,7 +62,7 @@ class TfdsSet:
     def read(
         self, split: str, image_size: Sequence[int], channels: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of a split, see `data.sources.Source`."""
+        """Images and labels of a split, see `Source`."""
         import tensorflow_datasets as tfds
 
         with _local(self._builder, split) as builder:
@@ -74,27 +71,25 @@ class TfdsSet:
             else:
                 examples = list(tfds.as_numpy(builder.as_dataset(split=split)))
         labels = np.array([example["label"] for example in examples], np.int32)
-        images = [
-            treated(example["image"], image_size, channels) for example in examples
-        ]
-        return stack(images, f"{self._name} ({split})"), labels
+        images = (treated(e["image"], image_size, channels) for e in examples)
+        return stack(images, f"{self.name} ({split})"), labels
 
     def _open(self):
         try:
-            builder = _builder(self._name, self._directory)
+            builder = _builder(self.name, self.directory)
             is_prepared = builder.is_prepared()
         except Exception as error:  # of names, and remote storage has errors of its own
-            near = difflib.get_close_matches(self._name, (*KNOWN, "folder"), 1)
+            near = difflib.get_close_matches(self.name, (*KNOWN, "folder"), 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             reason = in_one_line(error)
             if reason.startswith("DatasetNotFoundError"):  # which lists a thousand sets
                 reason = "it is none that TFDS knows"
             raise InputError(
-                f"dataset is {self._name!r}{hint}, which can't be opened in data_dir "
-                f"{self._directory!r}: {reason}; it must be digits, folder, or a set "
+                f"dataset is {self.name!r}{hint}, which can't be opened in data_dir "
+                f"{self.directory!r}: {reason}; it must be digits, folder, or a set "
                 "that TFDS has prepared there"
             ) from None
-        return builder if is_prepared else _prepare(self._name, self._directory)
+        return builder if is_prepared else _prepare(self.name, self.directory)
 
     def _require_images(self, features):
         import tensorflow_datasets as tfds
@@ -105,7 +100,7 @@ class TfdsSet:
             if len(shape) == 3 and shape[2] in (1, 3) and dtype == np.uint8:
                 return
         raise InputError(
-            f"dataset is {self._name!r}, whose features are "
+            f"dataset is {self.name!r}, whose features are "
             f"{' '.join(str(features).split())!s:.200}; it must have an image of uint8 "
             "with 1 or 3 channels and a label of classes"
         )

@@ -87,7 +87,7 @@ def _carried(program, body, index):
 
 
 def _is_element(source, index):
-    """Whether this is an element of what a body got; there are no other tuples."""
+    """Tells whether this is an element of what a body got, the only tuple there is."""
     return (
         source is not None
         and source.opcode == "get-tuple-element"

@@ -22,8 +22,8 @@ class Checkpoints:
 
     Each holds the arrays of the training state, the run's config, its record up to
     there, the facts about its data, the metrics if the step was evaluated, and the
-    digests of all of them. A
-    save that is killed leaves no checkpoint. `runs.restoring` reads them.
+    digests of all of them. A save that is killed leaves no checkpoint. `runs.restoring`
+    reads them.
     """
 
     def __init__(self, directory: epath.Path):

@@ -11,17 +11,24 @@ from etils import epath
 from lrunet_jax.figures.files import as_text, new_figure, save_figure
 from lrunet_jax.models import list_models
 from lrunet_jax.runs.groups import Group, mean_curve
-from lrunet_jax.runs.record import Line, accuracy_of, is_evaluated
+from lrunet_jax.runs.record import (
+    Line,
+    accuracy_of,
+    chosen_on,
+    is_evaluated,
+    value_on,
+)
 
 _HOLLOW = {"color": "0.5", "fillstyle": "none"}
-_LOSSES = [
-    f"{split}_{kind}loss" for split in ("validation", "test") for kind in ("ema_", "")
-]
 # The values of an epoch, by panel and by the style of their line.
 _CURVES: dict[str, dict[str, Any]] = {
     "loss": {
         "training": lambda line: line.get("train_loss"),
-        "evaluation": lambda line: next(filter(None, map(line.get, _LOSSES)), None),
+        "evaluation": lambda line: (
+            value_on(chosen_on(line), "loss", line)
+            if f"{chosen_on(line)}_loss" in line
+            else None
+        ),
     },
     "accuracy in %": {
         "training": lambda line: 100 * line["train_accuracy"],

@@ -13,7 +13,7 @@ from lrunet_jax.files import find_path, is_remote
 from lrunet_jax.models import create_model, summarise
 from lrunet_jax.runs.config import flatten, read_config
 from lrunet_jax.runs.facts import info_of, read_facts
-from lrunet_jax.runs.record import Line, accuracy_on, read_lines
+from lrunet_jax.runs.record import Line, read_lines, value_on
 
 
 class Estimate(NamedTuple):
@@ -94,14 +94,14 @@ def read_groups(paths: Sequence[str]) -> list[Group]:
     Raises:
       InputError: if one can't be read, or two are of the same config and seed.
     """
-    found = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
-    runs = [run for run in found if run.accuracies]
-    for run in found:
+    given = [_read_run(path) for path in dict.fromkeys(map(_resolve, paths))]
+    runs = [run for run in given if run.accuracies]
+    for run in given:
         if not run.accuracies:
             end = " (which is at the end)" if run.config["validation"] else ""
             print(f"{run.path} is left out: not tested yet{end}", file=sys.stderr)
     if not runs:
-        raise InputError(f"runs are {found[0].path!r}, ...; one must have been tested")
+        raise InputError(f"runs are {given[0].path!r}, ...; one must have been tested")
     by_config: dict[str, dict[int, Run]] = {}
     for found in runs:
         others = {
@@ -166,9 +166,11 @@ def _read_run(path):
             config=dict(flatten(config))
             | {"dataset": info.name, "digest of the data": info.digest},
             lines=lines,
-            accuracies={line["epoch"]: accuracy_on("test", line) for line in tested},
+            accuracies={
+                line["epoch"]: value_on("test", "accuracy", line) for line in tested
+            },
             best={
-                line["epoch"]: accuracy_on("best_test", line)
+                line["epoch"]: value_on("best_test", "accuracy", line)
                 for line in tested
                 if config["validation"]
             },

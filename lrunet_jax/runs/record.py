@@ -125,30 +125,33 @@ def require_lines(lines: list[Line]) -> None:
 
 
 def accuracy_of(metrics: Mapping[str, float]) -> float:
-    """The accuracy that the best epoch is chosen by.
-
-    It is that on held out images, if there are any, else that on the test set.
+    """The accuracy that the best epoch is chosen by, see `chosen_on`.
 
     Raises:
       KeyError: if there is none.
     """
-    held_out = "validation_accuracy" in metrics
-    return accuracy_on("validation" if held_out else "test", metrics)
+    return value_on(chosen_on(metrics), "accuracy", metrics)
 
 
-def accuracy_on(split: str, metrics: Mapping[str, float]) -> float:
-    """The accuracy on a split, of the averaged weights if there are any.
+def chosen_on(metrics: Mapping[str, float]) -> str:
+    """The split that the best epoch is chosen on: `validation`, without it `test`."""
+    return "validation" if "validation_accuracy" in metrics else "test"
+
+
+def value_on(split: str, name: str, metrics: Mapping[str, float]) -> float:
+    """The value on a split, of the averaged weights if there are any.
 
     Args:
       split: `validation`, `test`, or `best_test` for that of the best epoch.
+      name: `loss` or `accuracy`.
       metrics: of an epoch.
 
     Raises:
       KeyError: if there is none.
     """
-    return metrics.get(f"{split}_ema_accuracy", metrics[f"{split}_accuracy"])
+    return metrics.get(f"{split}_ema_{name}", metrics[f"{split}_{name}"])
 
 
 def is_evaluated(metrics: Mapping[str, float]) -> bool:
     """Tells whether there is an accuracy, see `accuracy_of`."""
-    return "validation_accuracy" in metrics or "test_accuracy" in metrics
+    return f"{chosen_on(metrics)}_accuracy" in metrics

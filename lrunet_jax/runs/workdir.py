@@ -94,7 +94,7 @@ class Workdir:
                     raise self._trouble(error) from error
 
     def signature(self) -> str:
-        """What this process has written into the lock's file."""
+        """The content of the lock's file, by which others know the directory."""
         with self._must_be_usable():
             return (self.path / "lock").read_text()
 

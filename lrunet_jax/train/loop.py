@@ -261,7 +261,7 @@ def _compile(config, mesh, state, sets):
     others = lambda name: size([sets[other] for other in sets if other != name])
     taken = [steps.memory_taken + size(state) + others("train")]  # the state before it
     evaluations = {}
-    for name in sets.keys() - {"train"}:
+    for name in [name for name in sets if name != "train"]:
         program = compile_evaluation(state, sets[name], batch_size, mesh)
         evaluations[name], bytes_taken = program
         taken.append(bytes_taken + size(state) + others(name))

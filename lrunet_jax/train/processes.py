@@ -11,7 +11,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import numpy as np
@@ -103,17 +103,18 @@ def each(function: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return function()
-    value, failure = None, None
-    messages: list[Any]
+    value: T | None = None
+    failure: Exception | None = None
     try:
         value = function()
     except Exception as error:
         failure = error
-    message = failure and (_kind(failure), f"{failure}", socket.gethostname())
-    messages = _gather(message)
+    messages: list[Any] = _gather(
+        failure and (_kind(failure), f"{failure}", socket.gethostname())
+    )
     failed = [process for process, found in enumerate(messages) if found]
     if not failed:
-        return value  # type: ignore[return-value]
+        return cast(T, value)
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
     kind, text, host = messages[failed[0]]
@@ -131,9 +132,9 @@ def from_first(function: Callable[[], T]) -> T:
     Raises:
       Exception: what it has raised, as `each` does.
     """
-    value = each(lambda: function() if is_first() else None)
     if jax.process_count() == 1:
-        return value  # type: ignore[return-value]
+        return function()
+    value = each(lambda: function() if is_first() else None)
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(content))))
     padded = content if is_first() else np.zeros(size, np.uint8)
@@ -143,7 +144,7 @@ def from_first(function: Callable[[], T]) -> T:
 def first_then_others(function: Callable[[], T]) -> T:
     """Calls a function on the first process, and then on all others; see `each`."""
     value = each(lambda: function() if is_first() else None)
-    return each(lambda: value if is_first() else function())  # type: ignore[arg-type,return-value]
+    return each(lambda: cast(T, value) if is_first() else function())
 
 
 def largest(value: float) -> float:

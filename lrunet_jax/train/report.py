@@ -10,8 +10,15 @@ from etils import epath
 from flax import linen as nn
 
 from lrunet_jax import data
+from lrunet_jax.errors import some
 from lrunet_jax.models import summarise
-from lrunet_jax.runs.record import Line, accuracy_of, accuracy_on, is_evaluated
+from lrunet_jax.runs.record import (
+    Line,
+    accuracy_of,
+    chosen_on,
+    is_evaluated,
+    value_on,
+)
 from lrunet_jax.train.setup import warmup_within
 from lrunet_jax.train.state import TrainState
 
@@ -52,9 +59,8 @@ def print_absent(name: str, split: data.Split, info: data.DatasetInfo) -> None:
     """Warns of classes without images in a split that is evaluated."""
     absent = sorted({*range(info.num_classes)} - {*map(int, split.labels)})
     if absent:
-        some = ", ".join(info.class_names[label] for label in absent[:3])
-        more = ", ..." * (len(absent) > 3)
-        print(f"warning  no {name} images of {len(absent)} classes: {some}{more}")
+        listed = some(info.class_names[label] for label in absent)
+        print(f"warning  no {name} images of {len(absent)} classes: {listed}")
 
 
 def print_frozen(state: TrainState) -> None:
@@ -146,7 +152,7 @@ def print_result(
         # Of equals the latest: that is the one whose checkpoint is kept.
         best = max(evaluated, key=lambda line: (accuracy_of(line), line["step"]))
         last = evaluated[-1]
-        split = "validation" if "validation_accuracy" in last else "test"
+        split = chosen_on(last)
         chosen = " (chosen on the test set)" if split == "test" else ""
         for name, line, note in (("best", best, chosen), ("last", last, "")):
             print(
@@ -154,9 +160,12 @@ def print_result(
                 f"{line['epoch']}: {workdir / 'checkpoints' / str(line['step'])}"
             )
         if "best_test_accuracy" in last:
+            of_best, of_last = (
+                value_on(name, "accuracy", last) for name in ("best_test", "test")
+            )
             print(
-                f"test accuracy {accuracy_on('best_test', last):.2%} of the best "
-                f"epoch, {accuracy_on('test', last):.2%} of the last"
+                f"test accuracy {of_best:.2%} of the best epoch, {of_last:.2%} of the "
+                "last"
             )
     print(f"curves {workdir / 'curves.png'}")
     if int(state.epoch) < epochs:

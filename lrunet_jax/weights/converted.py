@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lrunet_jax.errors import InputError, in_one_line
+from lrunet_jax.files import is_remote
 from lrunet_jax.models import abstract_variables
 from lrunet_jax.runs.digest import array_digests, json_digests, require_digests
 from lrunet_jax.runs.earlier import translate
@@ -69,7 +70,8 @@ def save_converted(stored: StoredModel, directory: epath.Path) -> None:
                 f"{directory.name}.orbax-checkpoint-tmp*"
             ):
                 part.rmtree()
-            directory.rmtree()
+            if is_remote(directory):  # where Orbax writes in place
+                directory.rmtree()
         raise InputError(
             f"{directory} can't be written: {in_one_line(error)}"
         ) from None

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from lrunet_jax.data import Split, load_split, open_source
+from lrunet_jax.data import Split, open_source, read_split
 from lrunet_jax.data.info import MAX_SIDE
 from lrunet_jax.data.sources import digest
 from lrunet_jax.errors import InputError, require
@@ -80,6 +80,8 @@ def load_test_set(
       InputError: if it can't be read, or has other classes, or images of other
         channels, than the network is made for.
     """
+    allowed = f"in [0, {MAX_SIDE}]"
+    require(0 <= image_size <= MAX_SIDE, "image_size", image_size, allowed)
     name = dataset or stored.dataset
     if not name:
         raise InputError(
@@ -92,7 +94,7 @@ def load_test_set(
             "data set with --dataset"
         )
     ours = name == stored.dataset
-    source = open_source(name, data_dir)
+    source = open_source(name, data_dir, skip_broken=True)
     classes, most = len(source.class_names), stored.arguments["num_classes"]
     field, allowed = "dataset", f"one of {most} classes, like {stored.name}; {name} has"
     require(classes == most, field, name, f"{allowed} {classes}")
@@ -100,17 +102,17 @@ def load_test_set(
     if ours and names and names != source.class_names:
         pairs = zip(names, source.class_names, strict=True)
         old, new = next((old, new) for old, new in pairs if old != new)
-        allowed = f"one with the class {old!r} where {name} has {new!r}"
-        require(False, field, name, f"{allowed}, like {stored.name}")
+        raise InputError(
+            f"dataset is {name!r}; it must be one with the class {old!r} where {name} "
+            f"has {new!r}, like {stored.name}"
+        )
     size = (image_size, image_size) if image_size else stored.image_size if ours else ()
-    split = load_split(
-        name,
+    split = read_split(
+        source,
         "test",
-        data_dir,
         image_size=size,
         channels=stored.channels if ours else 0,
         split_seed=stored.split_seed,
-        skip_broken=True,
     )
     channels = split.images.shape[3]
     allowed = f"one with images of {stored.channels} channels, like {stored.name}; "

@@ -10,7 +10,7 @@ from lrunet_jax.data import DatasetInfo
 from lrunet_jax.errors import InputError, in_one_line
 from lrunet_jax.models import abstract_variables, create_model
 from lrunet_jax.runs.facts import info_of
-from lrunet_jax.runs.record import accuracy_on
+from lrunet_jax.runs.record import value_on
 from lrunet_jax.runs.restoring import read_checkpoint
 from lrunet_jax.weights.stored_model import (
     StoredModel,
@@ -41,7 +41,9 @@ def open_run(workdir: epath.Path, step: int | None = None) -> StoredModel:
         counters=found.step,
         name=workdir.name,
         dataset=info.name,
-        accuracy=accuracy_on("test", metrics) if "test_accuracy" in metrics else None,
+        accuracy=value_on("test", "accuracy", metrics)
+        if "test_accuracy" in metrics
+        else None,
         epoch=epochs - 1 if epochs else None,  # the last complete one
         class_names=info.class_names,
         image_size=info.image_shape[:2],
