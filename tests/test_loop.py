@@ -158,7 +158,8 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
     assert result.stdout.count("; test loss") == 2
     tested = {line["epoch"]: line["test_accuracy"] for line in lines[2:]}
     best = max(tested, key=lambda epoch: (tested[epoch], epoch))
-    assert f"best test accuracy {tested[best]:.2%}, epoch {best}: " in result.stdout
+    chosen = f"{tested[best]:.2%} (chosen on the test set), epoch {best}: "
+    assert f"best test accuracy {chosen}" in result.stdout
     assert f"last test accuracy {tested[4]:.2%}, epoch 4: " in result.stdout
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {STEPS_PER_EPOCH * epoch for epoch in (best, 3, 4)}
