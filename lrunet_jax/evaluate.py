@@ -106,7 +106,7 @@ def _plot(logits, labels, images, names, path):
     shown = mistakes[:_SHOWN]
     predicted, confidence = scores.predictions(logits[shown])
     captions = [
-        f"{names[label]} -> {names[guess]}, {100 * sure:.0f} %"
+        f"{names[label]} -> {names[guess]}, {sure:.0%}"
         for label, guess, sure in zip(labels[shown], predicted, confidence, strict=True)
     ]
     title = f"{len(shown)} most confident of {len(mistakes):,} mistakes, true -> "

@@ -75,7 +75,7 @@ def main() -> None:
             continue
         small, shares = answer
         top = np.argsort(-shares, kind="stable")[: args.top]
-        said = [f"{names[label]} {100 * shares[label]:.1f} %" for label in top]
+        said = [f"{names[label]} {shares[label]:.1%}" for label in top]
         if args.json:
             rows.append(_row(path, top, names, shares))
         else:

@@ -47,7 +47,7 @@ def _printed(row):
 
     def percent(name):
         deviation = f" ± {100 * row[f'{name}_deviation']:.2f}" * (row["seeds"] > 1)
-        return f"{100 * row[name]:.2f}{deviation} %"
+        return f"{row[name]:.2%}{deviation}"
 
     published = row["published"]
     return {

@@ -85,7 +85,7 @@ def test_the_commands_read_them(earlier):
         assert result.returncode == 0, result.stderr
         assert json.loads(result.stdout)["correct"] == 35
     result = command("results", earlier / "run")
-    assert "| 9.72 % |" in result.stdout, result.stderr
+    assert "| 9.72% |" in result.stdout, result.stderr
     result = command("plot", earlier / "run", f"--out={earlier / 'run.png'}")
     assert result.returncode == 0, result.stderr
 

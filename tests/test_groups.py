@@ -100,8 +100,8 @@ def test_the_table_has_mean_deviation_and_number_of_seeds(make_run):
     assert (first["published"], second["published"]) == (0.9117, None)
     assert (first["params"], first["macs"]) == (130_250, 2_460_672)
     table = command("results", *runs).stdout
-    assert "| 37.50 ± 17.68 % | 81.25 ± 8.84 % | test set  | 91.17%" in table
-    assert "| 50.00 %" in table
+    assert "| 37.50% ± 17.68 | 81.25% ± 8.84 | test set  | 91.17%" in table
+    assert "| 50.00%" in table
 
 
 def test_what_is_no_run_gets_one_line(make_run, tmp_path):

@@ -95,8 +95,7 @@ def _draw_pictures(part, pictures, captions):
 
 def _lines_of(caption):
     """The lines of a caption, none longer than there is room for above a picture."""
-    kept = caption.replace(" %", "\N{NO-BREAK SPACE}%")
-    return [part for line in kept.split("\n") for part in textwrap.wrap(line, _LINE)]
+    return [part for line in caption.split("\n") for part in textwrap.wrap(line, _LINE)]
 
 
 def _rows_of(captions):
