@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import test_devices
 from conftest import OPTIMISING, ROOT, command, process, train_command
+from stored import store
 
 from lrunet_jax import ops
 from lrunet_jax.runs.restoring import steps_in
@@ -114,7 +115,9 @@ def test_two_processes_end_as_one_does(tmp_path):
 
 
 def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
-    flags = (f"--workdir={tmp_path / 'run'}", *SMALL, "--config.checkpoint_minutes=0")
+    # Not optimised, XLA's own convolutions are slow.
+    flags = (*SMALL, "--config.lowering=cpu", "--config.checkpoint_minutes=0")
+    flags += (f"--workdir={tmp_path / 'run'}",)
     running = start(2, "train.py", *flags, "--config.epochs=500")
     until_saved(tmp_path / "run", running)
     running[1].send_signal(signal.SIGTERM)
@@ -125,7 +128,7 @@ def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
     assert [line for line in silent.splitlines() if "[Gloo]" not in line] == []
     assert steps_in(tmp_path / "run" / "checkpoints")[-1] == int(step)
     epochs = int(step) // 23 + 1
-    result = train_command(*flags, "--config.lowering=cpu", f"--config.epochs={epochs}")
+    result = train_command(*flags, f"--config.epochs={epochs}")
     assert result.returncode == 0, result.stderr
     assert f"resumed  step {int(step):,}" in result.stdout
 
@@ -183,7 +186,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
         path = tmp_path / name / "checkpoints" / str(step) / "digest" / "metadata"
         return step, json.loads(path.read_text())["state"]
 
-    few = ("--config.epochs=2", "--config.batch_size=256")  # of six steps each
+    # Five steps of an epoch, all of one size: one program less to compile.
+    few = ("--config.epochs=2", "--config.batch_size=256", "--config.validation=157")
     flags = ("train.py", *SMALL, *few, "--config.checkpoint_minutes=0")
     # Of two: on two cores four compile and wait for minutes.
     run = lambda name: start(2, *flags, f"--workdir={tmp_path / name}", **OPTIMISING)
@@ -263,16 +267,16 @@ def test_other_commands_run_in_one_process(name, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_share_what_one_of_them_reads(tmp_path, shared):
+def test_two_processes_share_what_one_of_them_reads(tmp_path):
     """Held-out images, the best weights, given ones, frozen ones, and a trace."""
+    store(tmp_path / "given")
     flags = (
-        *("--config.model.layer_reuse=1", "--config.epochs=2", "--config.lowering=xla"),
-        *("--config.validation=0.1", "--config.normalise", "--config.batch_size=512"),
+        *(*SMALL, "--config.epochs=2", "--config.validation=157"),
+        *("--config.normalise", "--config.batch_size=256"),
         *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
+        *(f"--config.init_from={tmp_path / 'given'}", f"--workdir={tmp_path / 'run'}"),
     )
-    network = shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7"
-    flags = (*flags, f"--config.init_from={network}")
-    statuses, texts = end(start(2, "train.py", f"--workdir={tmp_path / 'run'}", *flags))
+    statuses, texts = end(start(2, "train.py", *flags, **OPTIMISING))
     assert statuses == [0, 0], texts
     printed = texts[0][0]
     for words in (
