@@ -29,6 +29,7 @@ from lrunet_jax.train.targets import make_targets
 
 SMALL = {"width_mult": 0.25, "layer_reuse": 2}
 BATCH = 64
+IMPORTING = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # of these files
 
 
 def train_on(devices, dtype, images=None):
@@ -106,12 +107,8 @@ def same_run():
 def in_eight(function, count=8):
     """Calls a function of this file in a process of eight CPU devices, or more."""
     code = f"import test_devices; test_devices.{function}()"
-    # Without optimising, runs of one and of more devices differ by a flip after some
-    # steps in float64; only LLVM's part can be left out, and a third of the time.
-    flags = f"{OPTIMISING['XLA_FLAGS']} --xla_backend_optimization_level=0"
-    variables = OPTIMISING | {"XLA_FLAGS": flags}
-    variables["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-    environment = on_eight_devices(**variables, count=count)
+    # Not optimised, runs of one and of more devices part by a flip after some steps.
+    environment = on_eight_devices(**OPTIMISING, **IMPORTING, count=count)
     result = process("-c", code, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
 

@@ -93,12 +93,12 @@ def train_and_keep(path, coordinator="", count="0", index="-1"):
 
 
 CODE = "import sys, test_processes; test_processes.train_and_keep(*sys.argv[1:5])"
-IN_FLOAT64 = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def same_as_one(count, tmp_path):
-    several = start(count, "-c", CODE, str(tmp_path / "several.npz"), **IN_FLOAT64)
-    alone = os.environ | IN_FLOAT64
+    importing = test_devices.IMPORTING
+    several = start(count, "-c", CODE, str(tmp_path / "several.npz"), **importing)
+    alone = os.environ | importing
     result = process("-c", CODE, str(tmp_path / "one.npz"), env=alone, timeout=SECONDS)
     assert result.returncode == 0, result.stderr
     statuses, texts = end(several)

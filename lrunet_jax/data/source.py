@@ -1,12 +1,13 @@
 """A place that a data set comes from."""
 
+import abc
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 
-class Source:
+class Source(abc.ABC):
     """A data set that is opened, and not read yet.
 
     Attributes:
@@ -30,6 +31,7 @@ class Source:
         """Files of a split; none where decoding takes no time that is worth a cache."""
         return ()
 
+    @abc.abstractmethod
     def read(
         self, split: str, image_size: Sequence[int], channels: int
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -43,4 +45,3 @@ class Source:
         Raises:
           InputError: if it can't be read, or images differ in size.
         """
-        raise NotImplementedError

@@ -6,7 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import platformdirs
@@ -85,8 +85,13 @@ def load_split(
 ) -> Split:
     """Opens a data set and reads a whole split, see `open_source` and `read_split`."""
     source = open_source(name, data_dir, skip_broken=skip_broken)
-    treatment: dict[str, Any] = {"image_size": image_size, "channels": channels}
-    return read_split(source, split, split_seed=split_seed, **treatment)
+    return read_split(
+        source,
+        split,
+        image_size=image_size,
+        channels=channels,
+        split_seed=split_seed,
+    )
 
 
 def read_split(
