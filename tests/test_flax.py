@@ -20,6 +20,7 @@ SMALL = {
     "shufflenet_v2": {"width_mult": 0.25},
 }
 
+pytestmark = pytest.mark.usefixtures("shallow")
 networks = pytest.mark.parametrize("name", SMALL)
 
 

@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
     config.model = ml_collections.ConfigDict(
         {"name": "lrunet", "layer_reuse": 1, "width_mult": 0.125}
     )
-    config.update(epochs=3, batch_size=256)
+    config.update(epochs=3, batch_size=479)
     config.augment.size = 16
     path = tmp_path_factory.mktemp("runs") / "tiny"
     accuracies = iter((0.25, 0.75, 0.5))
@@ -124,7 +124,7 @@ def test_a_published_name_on_another_content_is_a_warning(lru1, tmp_path):
 def test_a_run_gives_its_best_checkpoint_or_the_one_that_is_asked_for(workdir):
     stored = open_model(workdir)
     assert stored.accuracy == 0.75
-    assert (stored.epoch, stored.counters) == (1, 2 * 6)  # 1,437 images at 256 a batch
+    assert (stored.epoch, stored.counters) == (1, 2 * 3)  # 1,437 images at 479 a batch
     assert (stored.name, stored.dataset, stored.channels) == ("tiny", "digits", 1)
     for step in steps_of(workdir):
         by_step = open_model(workdir, step=step)

@@ -168,7 +168,7 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
 def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
     eight = on_eight_devices()
     small = ("--config.model.layer_reuse=1", "--config.schedule=piecewise")
-    small += ("--config.batch_size=480",)  # 3 steps
+    small += ("--config.batch_size=640", "--config.validation=157")  # 2 steps
     for name, environments in (
         ("from 8", (eight, os.environ)),
         ("from 1", (os.environ, eight)),
@@ -183,15 +183,13 @@ def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
         devices = [8 if env is eight else 1 for env in environments]
         for output, count in zip(outputs, devices, strict=True):
             assert f"devices  {count} x cpu" in output
-        assert "resumed  step 3, epoch 2\n" in outputs[1]  # and its digests agree
+        assert "resumed  step 2, epoch 2\n" in outputs[1]  # and its digests agree
         assert [line["epoch"] for line in log_of(workdir)] == [1, 2]
-    undisturbed = run(tmp_path / "undisturbed", *small, "--config.epochs=2")
-    assert undisturbed.returncode == 0, undisturbed.stderr
     # The same steps, whatever the devices: their sums are in another order.
-    expected = log_of(tmp_path / "undisturbed")
-    for name in ("from 8", "from 1"):
-        for found, line in zip(log_of(tmp_path / name), expected, strict=True):
-            assert found["train_loss"] == pytest.approx(line["train_loss"], rel=1e-3)
+    for a, b in zip(
+        *map(log_of, (tmp_path / "from 8", tmp_path / "from 1")), strict=True
+    ):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 
 
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -205,6 +205,7 @@ def test_dropout_is_a_field_where_the_original_has_it():
     }
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["mobilenet", "mobilenet_v2"])
 def test_dropout_drops_in_training_alone(name):
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import test_devices
-from conftest import OPTIMISING, ROOT, command, process, train_command
+from conftest import ROOT, command, process, train_command
 from stored import store
 
 from lrunet_jax import ops
@@ -23,7 +23,7 @@ from lrunet_jax.train import processes
 SMALL = (
     "--config.model.layer_reuse=1",
     "--config.model.width_mult=0.125",
-    "--config.lowering=xla",  # that of `cpu` would send 64 times as many messages
+    "--config.augment.size=16",
 )
 STARTED: list[subprocess.Popen] = []
 SECONDS = 240  # within which everything here ends
@@ -115,9 +115,7 @@ def test_two_processes_end_as_one_does(tmp_path):
 
 
 def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
-    # Not optimised, XLA's own convolutions are slow.
-    flags = (*SMALL, "--config.lowering=cpu", "--config.checkpoint_minutes=0")
-    flags += (f"--workdir={tmp_path / 'run'}",)
+    flags = (*SMALL, "--config.checkpoint_minutes=0", f"--workdir={tmp_path / 'run'}")
     running = start(2, "train.py", *flags, "--config.epochs=500")
     until_saved(tmp_path / "run", running)
     running[1].send_signal(signal.SIGTERM)
@@ -190,7 +188,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
     few = ("--config.epochs=2", "--config.batch_size=256", "--config.validation=157")
     flags = ("train.py", *SMALL, *few, "--config.checkpoint_minutes=0")
     # Of two: on two cores four compile and wait for minutes.
-    run = lambda name: start(2, *flags, f"--workdir={tmp_path / name}", **OPTIMISING)
+    run = lambda name: start(2, *flags, f"--workdir={tmp_path / name}")
     statuses, texts = end(run("whole"))
     assert statuses == [0, 0], texts
     for victim in range(2):
@@ -276,7 +274,7 @@ def test_two_processes_share_what_one_of_them_reads(tmp_path):
         *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
         *(f"--config.init_from={tmp_path / 'given'}", f"--workdir={tmp_path / 'run'}"),
     )
-    statuses, texts = end(start(2, "train.py", *flags, **OPTIMISING))
+    statuses, texts = end(start(2, "train.py", *flags))
     assert statuses == [0, 0], texts
     printed = texts[0][0]
     for words in (

@@ -40,7 +40,7 @@ def test_a_directory_that_can_t_be_written_is_named(tmp_path):
 def test_a_run_with_a_trace_says_where_it_is(tmp_path):
     flags = (
         *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
-        *("--config.batch_size=256", "--config.epochs=1"),
+        *("--config.batch_size=479", "--config.epochs=1"),
     )
     traces = tmp_path / "traces"
     result = train_command(f"--workdir={tmp_path / 'a'}", f"--profile={traces}", *flags)

@@ -14,7 +14,7 @@ from configs import digits
 
 async def cell():
     config = digits.get_config()
-    config.update(epochs=2, eval_every=2, batch_size=480)
+    config.update(epochs=2, eval_every=2, batch_size=479)
     config.model.update(layer_reuse=1, width_mult=0.125)
     config.augment.size = 16
     lrunet_jax.train_and_evaluate(config, sys.argv[1])

@@ -1,13 +1,11 @@
 """The options of today's recipes, each against its definition, and all together."""
 
-import os
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import OPTIMISING
 from test_loop import (
     STEPS_PER_EPOCH,
     assert_same_bits,
@@ -41,7 +39,6 @@ EVERYTHING = {
     "ema_decay": 0.9,
     "dtype": "bfloat16",
 }
-AS_USERS = os.environ | OPTIMISING
 FLAGS = [f"--config.{name}={value}" for name, value in EVERYTHING.items()]
 
 
@@ -97,6 +94,7 @@ def test_input_stats_are_those_of_the_pixels():
     np.testing.assert_allclose(found["std"], pixels.std(0), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", ["lrunet", "mobilenet_v2", "shufflenet_v2"])
 def test_images_are_normalised_by_the_statistics_in_the_variables(name):
     state = small_state(name)
@@ -175,7 +173,7 @@ def test_the_same_seed_gives_the_same_bits(name, dtype):
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("everything")
-    result = run(workdir, "--config.epochs=3", *FLAGS, env=AS_USERS)
+    result = run(workdir, "--config.epochs=3", *FLAGS)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -185,9 +183,9 @@ def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
     flags = ("--config.epochs=3", *FLAGS)
-    code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags, env=AS_USERS)
+    code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags)
     assert code == 0
-    result = run(tmp_path, *flags, env=AS_USERS)
+    result = run(tmp_path, *flags)
     assert result.returncode == 0, result.stderr
     last = 3 * STEPS_PER_EPOCH
     assert_same_bits(checkpointed(tmp_path, last), checkpointed(everything, last))
@@ -238,7 +236,7 @@ def test_training_begins_from_given_weights(tmp_path, capsys):
     variables = jax.jit(model.init)(jax.random.key(7), images)
     torch_format.write(path, {"net": to_state_dict(variables, 0)})
     config = tiny_config(init_from=str(path), learning_rate=0.0)
-    config.update(epochs=1, batch_size=512)
+    config.update(epochs=1, batch_size=479)
     config.model.update({"layer_reuse": 1, "width_mult": 0.125})
     config.weight_decay = 0.0
     state = train_and_evaluate(config, str(tmp_path / "same"))

@@ -40,7 +40,7 @@ def small_config():
     config = digits.get_config()
     with config.unlocked():
         config.model = {"name": "tinynet", "width": 3}
-    config.update(epochs=1, warmup_epochs=0.0, batch_size=256)
+    config.update(epochs=1, warmup_epochs=0.0, batch_size=479)
     return config
 
 

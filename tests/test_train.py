@@ -241,7 +241,7 @@ def test_compiled_programs_are_kept_in_the_user_s_cache(
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     environment["JAX_ENABLE_COMPILATION_CACHE"] = variable
     tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
-    short = ["--config.epochs=1", "--config.batch_size=480", "--config.augment.size=16"]
+    short = ["--config.epochs=1", "--config.batch_size=479", "--config.augment.size=16"]
     flags = (*tiny, *short, *flags, f"--workdir={tmp_path / 'run'}")
     result = process("train.py", *flags, env=environment)
     assert result.returncode == 0, result.stderr

@@ -31,7 +31,7 @@ LINES = [
 
 
 def quick_config(**fields):
-    config = tiny_config(batch_size=512, **fields)  # 3 steps an epoch
+    config = tiny_config(batch_size=479, **fields)  # 3 steps an epoch, one program
     config.model.layer_reuse = 1
     return config
 
@@ -386,7 +386,7 @@ def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
 
 def in_command(workdir, *flags):
     tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
-    few = ["--config.batch_size=512", "--config.model.layer_reuse=1"]
+    few = ["--config.batch_size=479", "--config.model.layer_reuse=1"]
     few += ["--config.epochs=2", "--config.schedule=piecewise"]
     return train_command(f"--workdir={workdir}", *tiny, *few, *flags)
 

@@ -1,16 +1,28 @@
 """TensorBoard's events of a run."""
 
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from lrunet_jax.files import is_remote, write_whole
+
+# tensorboardX imports PyTorch where it is installed, for tensors that it gets none of
+# here: longer than all else at the start of a run.
+_modules: dict[str, Any] = sys.modules
+if _hidden := "torch" not in _modules:
+    _modules["torch"] = None
+try:
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+finally:
+    if _hidden:
+        del _modules["torch"]
 
 
 class Events:
