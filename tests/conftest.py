@@ -1,6 +1,7 @@
 """Commands, fixtures, and the numbers of the original where they are at hand."""
 
 import contextlib
+import gc
 import importlib
 import io
 import json
@@ -40,20 +41,25 @@ from lrunet_jax.models import (
 )
 from lrunet_jax.runs import trouble
 
-# Most of a test's time XLA compiles small programs. Without optimising, and in jax 0.10
-# with the older emitter of fused loops, it takes a quarter of the time.
+# Most of a test's time XLA compiles small programs. Without optimising, in one thread
+# each, and in jax 0.10 with the older emitter of fused loops, it takes a quarter of the
+# time.
+ONE_THREAD = "--xla_cpu_parallel_codegen_split_count=1"
 OLDER_EMITTER = "--xla_cpu_use_fusion_emitters=false"
 if jax.__version_info__ >= (0, 11):  # which have one emitter
     OLDER_EMITTER = ""
 OPTIMISING = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     # A worker of xdist has the flags that the process which began it has set.
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(OLDER_EMITTER, "").strip(),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")
+    .replace(f"{ONE_THREAD} {OLDER_EMITTER}", "")
+    .strip(),
 }
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of other processes
     jax.config.update("jax_disable_most_optimizations", True)
-    os.environ["XLA_FLAGS"] = f"{OPTIMISING['XLA_FLAGS']} {OLDER_EMITTER}"
+    flags_of_xla = (OPTIMISING["XLA_FLAGS"], ONE_THREAD, OLDER_EMITTER)
+    os.environ["XLA_FLAGS"] = " ".join(flags_of_xla)
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
@@ -215,6 +221,13 @@ def pytest_collection_modifyitems(config, items):
         marked = [item for item in items if item.get_closest_marker("device")]
         items[:] = [item for item in items if item not in marked]
         config.hook.pytest_deselected(items=marked)
+
+
+def pytest_collection_finish(session):
+    # What is there by now stays: looking at it each time took a tenth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_terminal_summary(terminalreporter, config):

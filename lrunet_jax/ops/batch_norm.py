@@ -89,14 +89,16 @@ def _backward(lowering, axis, residuals, gradients):
     # By hand, as only x is kept so; left to JAX, x - mean is kept beside it.
     x, scale, bias, moments = residuals
     grad = gradients[0].astype(moments.mean.dtype)
-    # Together, or `normal` is computed at the end of the forward pass and kept.
+    # Together, or `centred` is computed at the end of the forward pass and kept.
     x, grad = materialise((x, grad), lowering=lowering)
-    normal = (x - per_channel(moments.mean)) * per_channel(rsqrt(moments.variance))
-    own = grad_bias, grad_scale = channel_sum(grad), channel_sum(grad * normal)
-    (total, total_normal), count = sum_over_batch(own, x[0].size, axis)
+    centred, factor = x - per_channel(moments.mean), rsqrt(moments.variance)
+    own = grad_bias, along = channel_sum(grad), channel_sum(grad * centred)
+    (total, total_along), count = sum_over_batch(own, x[0].size, axis)
     # Divided at the end: a channel's means would be kernels of their own on TPU.
-    grad_x = grad * count - per_channel(total) - normal * per_channel(total_normal)
-    grad_x = grad_x * per_channel(scale * rsqrt(moments.variance) / count)
+    grad_x = grad * count - per_channel(total)
+    grad_x = grad_x - centred * per_channel(total_along * jnp.square(factor))
+    grad_x = grad_x * per_channel(scale * factor / count)
+    grad_scale = along * factor
     grads = grad_x, grad_scale, grad_bias
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
 
