@@ -49,6 +49,7 @@ def test_pytorch_gives_the_same_answers(name, shared):
     assert theirs["torch_images_per_second"] > 0
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_table_has_a_row_a_network(tmp_path):
     for width in (0.1, 0.2):

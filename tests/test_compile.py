@@ -31,6 +31,7 @@ def test_json_has_the_figures_of_a_device():
     assert found["estimated_cycles"] is None
 
 
+@pytest.mark.slow
 def test_the_step_of_twice_the_images_is_twice_the_arithmetic():
     small, large = (
         json.loads(compiled("--json", f"--batch_size={size}").stdout)["flops"]
@@ -52,6 +53,7 @@ def test_a_table_says_the_same():
     assert {"kernels", "bytes", "flops"} < printed.keys()
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_a_little_larger_does_not(monkeypatch):
     monkeypatch.setattr("lrunet_jax.topologies.device_memory", lambda: 300_000_000)
     result = compiled("--largest", "--json", "--config.batch_size=32")
@@ -65,6 +67,7 @@ def test_the_largest_batch_fits_and_one_a_little_larger_does_not(monkeypatch):
     assert f"batch_size {size:,} fits" in result.stderr
 
 
+@pytest.mark.slow
 def test_where_the_smallest_batch_does_not_fit_it_is_said(monkeypatch):
     monkeypatch.setattr("lrunet_jax.topologies.device_memory", lambda: 1_000_000)
     result = compiled("--largest", "--config.batch_size=2")
@@ -93,6 +96,7 @@ def test_mistakes_are_one_line(arguments, message):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_last_batch_that_devices_do_not_divide_counts_in_the_memory():
     flags = ("--config=configs/digits.py", "--batch_size=720", "--json")
     # 717 of 1,437 images are left: 3 devices have a third each, 2 have all of them.

@@ -55,6 +55,7 @@ def test_real_test_sets_are_read_without_tensorflow(shared, empty_cache):
     np.testing.assert_array_equal(np.bincount(split.labels), [100] * 100)
 
 
+@pytest.mark.slow
 def test_a_split_is_decoded_once_as_long_as_its_files_are_the_same(
     shared, tmp_path, empty_cache
 ):

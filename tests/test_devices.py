@@ -138,6 +138,7 @@ def test_a_step_sends_norms_sums_and_gradients_and_nothing_else(name):
     assert size / 1.1 < found["collectives"]["all-reduce"]["bytes"] <= 1.1 * size
 
 
+@pytest.mark.slow
 def test_on_cpu_the_groups_of_a_block_send_theirs_one_after_the_other():
     found = figures("cpu:8", "lrunet", "--config.lowering=cpu")
     count, size = sent(found, messages=GROUPS)

@@ -53,6 +53,7 @@ def test_weights_that_are_not_finite_at_first_are_to_blame(
     assert re.match(f"{first}.* is not finite any more at step 1$", message), message
 
 
+@pytest.mark.slow
 def test_an_update_that_is_too_large_is_named_with_the_learning_rate(tmp_path):
     train_and_evaluate(quick_config(), str(tmp_path))
     config = quick_config(learning_rate=3e38, schedule="piecewise", momentum=0.99)

@@ -29,6 +29,7 @@ def tiny(name="lrunet", **arguments):
     return model, jax.jit(model.init)(jax.random.key(0), images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 @pytest.mark.parametrize("name", ["lrunet", "shufflenet"])
 def test_every_product_is_at_the_highest_precision(name, lowering, monkeypatch):

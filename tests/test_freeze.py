@@ -88,6 +88,7 @@ def test_the_classifier_is_the_last_layer_and_dropout_before_it_is_frozen(name):
     assert frozen_modules(model, "", 3) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", list_models())
 def test_over_an_epoch_with_everything_on_no_frozen_bit_moves(name):
@@ -182,6 +183,7 @@ def step_of_all(state, images, labels, rng):
     )
 
 
+@pytest.mark.slow
 def test_freezing_nothing_leaves_every_bit_and_the_state_s_form():
     state = state_of("lrunet", "", targets=make_targets(5, 0.1, 0.2), ema_decay=0.9)
     form = jax.tree.structure(state.tx.init(state.params))

@@ -40,6 +40,7 @@ def stored(path, name, channels, **more):
     return variables
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shallow")
 @pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])

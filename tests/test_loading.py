@@ -79,6 +79,7 @@ def test_golden_logits_through_load_and_apply_alone(shared):
             assert np.abs(logits - expected).max() < 1e-4, path
 
 
+@pytest.mark.slow
 @needs_torch
 def test_logits_of_a_file_that_no_golden_number_knows(tmp_path):
     torch.manual_seed(3)
@@ -314,6 +315,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(workdir, tmp_path):
 # --- Writing ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_torch
 def test_all_published_go_to_orbax_and_back_with_their_bits(shared, tmp_path):
     paths = sorted(shared.glob("checkpoints/*.t7"))

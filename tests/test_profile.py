@@ -37,6 +37,7 @@ def test_a_directory_that_can_t_be_written_is_named(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_trace_says_where_it_is(tmp_path):
     flags = (
         *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),

@@ -106,6 +106,7 @@ def test_images_are_normalised_by_the_statistics_in_the_variables(name):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_so_and_keeps_weights_and_statistics():
     split = data.Split(np.zeros((16, 16, 16, 1), np.uint8), np.zeros(16, np.int32))
     augment = data.Augmentation(size=16, padding=0, rotation=0.0, flip=False)

@@ -178,6 +178,7 @@ def test_the_library_of_gs_is_named_with_its_command(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_storage_that_fails_is_one_line(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("403 forbidden")  # as no OSError of the system

@@ -217,6 +217,7 @@ def test_a_folder_is_trained_on_and_its_run_needs_no_table(pictures, tmp_path):
     assert "error: digest of the data is '" in changed.stderr
 
 
+@pytest.mark.slow
 def test_broken_pictures_are_named_or_counted(pictures, tmp_path):
     (pictures / "dog" / "2.png").write_text("no picture")
     flags = (
@@ -288,6 +289,7 @@ def test_arrays_of_another_kind_are_one_line(images, labels, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_slash_in_a_name_is_none_in_the_default_workdir(tmp_path):
     examples = [(picture(16, 1), i % 2) for i in range(40)]
     write_set(tmp_path / "tfds", {"train": examples}, name="letters")
@@ -335,6 +337,7 @@ def test_labels_that_are_unknown_are_refused(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_evaluation_on_other_pictures_is_refused_or_said(pictures, tmp_path):
     run = tmp_path / "run"
     flags = ("--config.dataset=folder", "--config.image_size=16", *SMALL)

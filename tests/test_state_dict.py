@@ -70,6 +70,7 @@ def test_a_fresh_network_goes_there_and_back_with_its_bits(name, arguments):
         assert again[key].shape == tensor.shape
 
 
+@pytest.mark.slow
 def test_the_published_go_there_and_back_with_their_bits(shared):
     paths = sorted(shared.glob("checkpoints/*.t7"))
     assert len(paths) == 18

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lrunet_jax import create_model, data
 from lrunet_jax.train.devices import make_mesh
@@ -119,6 +120,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch():
         np.testing.assert_allclose(metrics.loss, found[0].loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_calls_may_begin_and_end_anywhere():
     split = random_split(24)
     mesh = make_mesh(jax.devices()[:1])

@@ -390,6 +390,7 @@ print(sorted(counts))
 """
 
 
+@pytest.mark.slow
 def test_a_thousand_damaged_files_get_a_line_each_and_little_memory(shared, tmp_path):
     sources = [
         shared / "checkpoints" / "fashionmnist-lru1-ckpt-09117.t7",

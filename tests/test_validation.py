@@ -67,6 +67,7 @@ def test_the_best_epoch_on_them_is_tested_at_the_end(accuracies, tmp_path):
     assert read_lines(tmp_path / "run")[-1]["best_epoch"] == 2
 
 
+@pytest.mark.slow
 def test_without_them_it_is_said_that_the_test_set_chose(tmp_path):
     flags = (f"--workdir={tmp_path / 'run'}", "--config.epochs=1", *SMALL)
     result = train_command(*flags, "--config.validation=0")
@@ -104,6 +105,7 @@ def test_a_run_that_is_not_at_its_end_has_no_result_yet(tmp_path):
     assert error == f"error: runs are {str(run)!r}, ...; one must have been tested"
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_is_gone_does_not_keep_a_run_from_its_end(
     accuracies, tmp_path
 ):
