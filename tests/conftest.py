@@ -317,6 +317,14 @@ def optimised(monkeypatch):
 
 
 @pytest.fixture
+def terminal():
+    """One that may go away: under nohup its signal is ignored, by children too."""
+    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, usual)
+
+
+@pytest.fixture
 def x64():
     jax.config.update("jax_enable_x64", True)
     yield

@@ -130,6 +130,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(undisturbed, tmp_path):
     assert log_of(tmp_path) == log_of(workdir)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_goes_away_saves_and_exits_cleanly(undisturbed, tmp_path):
     workdir, _ = undisturbed
     status, output = start_and_stop(tmp_path, signal.SIGHUP, "--config.epochs=3")

@@ -39,15 +39,12 @@ def test_a_second_ctrl_c_ends_python():
         signal.signal(signal.SIGINT, usual)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_a_terminal_that_goes_away_is_noted_as_often_as_it_says():
-    usual = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests' may be nohup's
-    try:
-        with stop_signals() as stop_requested:
-            signal.raise_signal(signal.SIGHUP)
-            signal.raise_signal(signal.SIGHUP)
-            assert stop_requested()
-    finally:
-        signal.signal(signal.SIGHUP, usual)
+    with stop_signals() as stop_requested:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop_requested()
 
 
 def test_a_terminal_that_goes_away_is_not_noted_under_nohup():
