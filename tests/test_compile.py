@@ -13,6 +13,7 @@ def compiled(*arguments):
     return command("compile", "--topology=cpu:1", *SMALL, *arguments)
 
 
+@pytest.mark.slow
 def test_json_has_the_figures_of_a_device():
     result = compiled("--json", "--batch_size=16", "--dtype=bfloat16")
     assert result.returncode == 0, result.stderr

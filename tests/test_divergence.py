@@ -67,6 +67,7 @@ def test_an_update_that_is_too_large_is_named_with_the_learning_rate(tmp_path):
     assert message.endswith("/checkpoints/6; a lower learning_rate may help")
 
 
+@pytest.mark.slow
 def test_the_step_is_found_within_a_call(tmp_path, monkeypatch):
     """The call that diverges has many steps: they are taken once more, one by one."""
     config = quick_config()

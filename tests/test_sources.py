@@ -185,6 +185,7 @@ def test_the_crop_follows_the_image_and_mirroring_the_set():
     assert for_data(default.get_config("fashion_mnist"), info).augment.size == 32
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_on_and_its_run_needs_no_table(pictures, tmp_path):
     run = tmp_path / "run"
     flags = (

@@ -40,6 +40,7 @@ def accuracies(monkeypatch):
     return given
 
 
+@pytest.mark.slow
 def test_the_best_epoch_on_them_is_tested_at_the_end(accuracies, tmp_path):
     flags = (*SMALL, f"--workdir={tmp_path / 'run'}")
     result = train_command(*flags, "--config.epochs=3")
