@@ -38,7 +38,8 @@ SMALL = {"width_mult": 0.25, "layer_reuse": 2}
 BATCH = 64
 # Not optimised, runs of one and of more devices part by a flip after some steps.
 LITTLE_OPTIMISED = OPTIMISING | {
-    "XLA_FLAGS": f"{OLDER_EMITTER} --xla_backend_optimization_level=1"
+    "XLA_FLAGS": f"{OPTIMISING['XLA_FLAGS']} {OLDER_EMITTER} "
+    "--xla_backend_optimization_level=1"
 }
 IMPORTING = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # of these files
 
