@@ -26,6 +26,7 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+import tiny
 from absl import app, flags
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -65,11 +66,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 IN_CI = bool(os.environ.get("CI"))
 
 SHALLOW = {
-    mobilenet: {"STAGES": ((64, 1, 2), (128, 2, 2), (1024, 1, 2))},
-    mobilenet_v2: {"STAGES": ((1, 16, 1, 1), (6, 24, 2, 2), (6, 320, 1, 2))},
+    mobilenet: {"STAGES": tiny.STAGES},
+    mobilenet_v2: {"STAGES": ((1, 16, 1, 1), (6, 320, 2, 2))},
     shufflenet: {"BLOCKS": (2, 1, 1)},
     shufflenet_v2: {"BLOCKS": (2, 1, 1)},
 }
+
+WHOLE = mobilenet.STAGES
 
 try:
     import torch
@@ -343,15 +346,29 @@ def shared() -> pathlib.Path:
     return path
 
 
-@pytest.fixture
-def shallow(monkeypatch):
+@contextlib.contextmanager
+def few_blocks():
     """Baselines with few blocks, but of every kind, which compile much faster."""
     of_models = abstract_variables, top_level  # which know nothing of the constants
-    for function in of_models:
-        function.cache_clear()
-    for module, constants in SHALLOW.items():
-        for name, value in constants.items():
-            monkeypatch.setattr(module, name, value)
+    with contextlib.ExitStack() as stack:
+        for function in of_models:
+            function.cache_clear()
+            stack.callback(function.cache_clear)
+        for module, constants in SHALLOW.items():
+            for name, value in constants.items():
+                stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+@pytest.fixture
+def shallow():
+    with few_blocks():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _whole_networks():
+    """Notices a test that left a network shallow."""
     yield
-    for function in of_models:
-        function.cache_clear()
+    found, mobilenet.STAGES = mobilenet.STAGES, WHOLE
+    assert found == WHOLE, "a config of tests/tiny.py without `shallow`"

@@ -12,6 +12,8 @@ from lrunet_jax.models import create_model, leaf_names
 from lrunet_jax.train import loop
 from lrunet_jax.train.loop import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def test_names_are_in_the_order_in_which_a_network_comes_to_them():
     names = leaf_names(create_model("lrunet", width_mult=0.125), 3)
@@ -38,9 +40,9 @@ def poisoned(monkeypatch, module, leaf, value):
 @pytest.mark.parametrize(
     ("module", "leaf", "value", "first"),
     [
-        ("features_0", "kernel", np.inf, "the statistic features_1/(mean|var)"),
-        ("features_1", "bias", np.nan, "the statistic stage1/iterations/dw_bn_list/"),
-        ("classifier_4", "bias", np.nan, "the loss"),
+        ("features_0_0", "kernel", np.inf, "the statistic features_0_1/(mean|var)"),
+        ("features_0_1", "bias", np.nan, "the statistic features_1/bn1/"),
+        ("classifier_1", "bias", np.nan, "the loss"),
     ],
 )
 def test_weights_that_are_not_finite_at_first_are_to_blame(
@@ -62,7 +64,8 @@ def test_an_update_that_is_too_large_is_named_with_the_learning_rate(tmp_path):
     with pytest.raises(DivergedError) as error:
         train_and_evaluate(config, str(tmp_path))
     message = str(error.value)
-    assert re.match("the weight features_0/kernel is .* at step 7; ", message), message
+    first = "the weight features_0_0/kernel is .* at step 7; "
+    assert re.match(first, message), message
     assert "the last good checkpoint is " in message
     assert message.endswith("/checkpoints/6; a lower learning_rate may help")
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import train_command
-from test_loop import STEPS_PER_EPOCH, assert_same_bits, checkpointed, tiny_config
+from conftest import few_blocks, train_command
+from test_loop import STEPS_PER_EPOCH, assert_same_bits, checkpointed
+from tiny import FLAG, tiny_config
 
 from lrunet_jax import create_model, data, list_models, ops
 from lrunet_jax.errors import InputError
@@ -198,7 +199,7 @@ def test_freezing_nothing_leaves_every_bit_and_the_state_s_form():
 
 def frozen_config(**fields):
     config = tiny_config(freeze=ALL_BUT_CLASSIFIER, **fields)
-    config.update(mixup=0.2, ema_decay=0.9, nesterov=True, batch_size=64)
+    config.update(mixup=0.2, ema_decay=0.9, nesterov=True)
     return config
 
 
@@ -209,14 +210,16 @@ def frozen_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *words, **_: lines.append(words))
-        train_and_evaluate(frozen_config(), str(workdir))
+        with few_blocks():
+            train_and_evaluate(frozen_config(), str(workdir))
     return workdir, [" ".join(map(str, words)) for words in lines]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_run_with_frozen_modules_goes_on_to_the_same_bits(frozen_run, tmp_path):
     workdir, lines = frozen_run
-    said = "frozen   all but classifier_4: 330 of "
+    said = f"frozen   all but {LAST['mobilenet']}: 1,290 of "
     assert sum(line.startswith(said) for line in lines) == 1
     first, last = STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH
     again = tmp_path / "again"
@@ -226,11 +229,13 @@ def test_a_run_with_frozen_modules_goes_on_to_the_same_bits(frozen_run, tmp_path
     found, expected = (checkpointed(path, last) for path in (again, workdir))
     assert_same_bits(found, expected)
     before = checkpointed(workdir, first)["params"]
-    assert_other_bits(before.pop("classifier_4"), found["params"].pop("classifier_4"))
+    last = LAST["mobilenet"]
+    assert_other_bits(before.pop(last), found["params"].pop(last))
     assert_same_bits(before, found["params"])
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_what_is_frozen_stays_as_it_began(frozen_run):
     config = frozen_config()
     config.freeze = ""
@@ -238,13 +243,13 @@ def test_what_is_frozen_stays_as_it_began(frozen_run):
         train_and_evaluate(config, str(frozen_run[0]))
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_run_of_before_can_go_on_but_not_freeze(tmp_path):
     config = tiny_config().to_dict()
     del config["freeze"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"freeze is 'all_but_.*', but .* has ''"):
         train_and_evaluate(tiny_config(freeze=ALL_BUT_CLASSIFIER), str(tmp_path))
-    flags = [f"--workdir={tmp_path}", "--config.model.layer_reuse=2"]
-    flags += ["--config.model.width_mult=0.125", "--config.augment.size=16"]
-    result = train_command(*flags, "--config.init_from=nowhere.t7")
+    flags = (f"--workdir={tmp_path}", FLAG, "--config.init_from=nowhere.t7")
+    result = train_command(*flags)
     assert "path is 'nowhere.t7'" in result.stderr  # and so not freeze

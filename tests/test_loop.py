@@ -13,10 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
+import tiny
 from conftest import ROOT, on_eight_devices, process
 from PIL import Image
+from tiny import tiny_config
 
-from configs import digits, lrunet
+from configs import lrunet
 from lrunet_jax.errors import DivergedError, InputError
 from lrunet_jax.models import LruNet
 from lrunet_jax.train.loop import train_and_evaluate
@@ -24,30 +26,21 @@ from lrunet_jax.train.loop import train_and_evaluate
 pytestmark = pytest.mark.slow
 
 STEPS_PER_EPOCH = 23  # of the 1,437 digits, at 64 a batch
-TINY = {"model.layer_reuse": 2, "model.width_mult": 0.125, "augment.size": 16}
 
 
-def tiny_config(**fields):
-    config = digits.get_config()
-    config.update(epochs=2, **fields)
-    config.update_from_flattened_dict(TINY)
-    return config
+def arguments(workdir, *flags, config=tiny.FLAG):
+    return ["train.py", f"--workdir={workdir}", config, *flags]
 
 
-def arguments(workdir, *flags):
-    tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
-    return ["train.py", f"--workdir={workdir}", *tiny, *flags]
+def run(workdir, *flags, config=tiny.FLAG, **options):
+    return process(*arguments(workdir, *flags, config=config), **options)
 
 
-def run(workdir, *flags, **options):
-    return process(*arguments(workdir, *flags), **options)
-
-
-def start_and_stop(workdir, number, *flags, env=None):
+def start_and_stop(workdir, number, *flags, config=tiny.FLAG, env=None):
     """Sends a signal as soon as there is a checkpoint from within an epoch."""
     flags = ("--config.checkpoint_minutes=0", *flags)
     training = subprocess.Popen(
-        [sys.executable, *arguments(workdir, *flags)],
+        [sys.executable, *arguments(workdir, *flags, config=config)],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
@@ -168,8 +161,8 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
 
 def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
     eight = on_eight_devices()
-    small = ("--config.model.layer_reuse=1", "--config.schedule=piecewise")
-    small += ("--config.batch_size=640", "--config.validation=157")  # 2 steps
+    small = ("--config.schedule=piecewise", "--config.batch_size=640")
+    small += ("--config.validation=157",)  # 2 steps of one size
     for name, environments in (
         ("from 8", (eight, os.environ)),
         ("from 1", (os.environ, eight)),
@@ -255,6 +248,7 @@ def test_a_small_set_of_tfds_is_cropped_to_32_and_evaluated_at_28(
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
 
+@pytest.mark.usefixtures("shallow")
 def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
     train_and_evaluate(tiny_config(), str(tmp_path))
     capsys.readouterr()
@@ -272,13 +266,14 @@ def test_changes_take_effect_and_another_model_is_refused(tmp_path, capsys):
     assert log_of(tmp_path)[-1]["learning_rate"] == pytest.approx(rate, rel=1e-3)
 
     before = {p: p.stat().st_mtime for p in tmp_path.rglob("*") if p.is_file()}
-    config.model.layer_reuse = 1
-    with pytest.raises(InputError, match=r"layer_reuse is 1, but the run in .* has 2"):
+    config.model.width_mult = 0.25
+    with pytest.raises(InputError, match=r"mult is 0.25, but the run in .* has 0.125"):
         train_and_evaluate(config, str(tmp_path))
     after = {p: p.stat().st_mtime for p in tmp_path.rglob("*") if p.is_file()}
     assert before == after
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_warm_up_no_shorter_than_the_run_becomes_a_tenth_of_it(tmp_path, capsys):
     config = tiny_config()
     config.epochs = 1
@@ -301,6 +296,7 @@ def test_a_warm_up_no_shorter_than_the_run_becomes_a_tenth_of_it(tmp_path, capsy
     assert "warm-up" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, capsys):
     expected = train_and_evaluate(tiny_config(), str(tmp_path))
     last = tmp_path / "checkpoints" / str(2 * STEPS_PER_EPOCH)
@@ -314,6 +310,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, cap
     assert_same_bits(state.params, expected.params)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     train_and_evaluate(tiny_config(), str(tmp_path))
     good = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())

@@ -13,7 +13,7 @@ from test_loop import arguments, log_of
 from lrunet_jax.output import OutputError, named_output, unbreakable_output
 
 # Three steps in an epoch, all of one size: one program.
-QUICK = ("--config.epochs=2", "--config.batch_size=479", "--config.model.layer_reuse=1")
+QUICK = ("--config.batch_size=479",)
 TABLE = ("-m", "lrunet_jax.results", "docs/cifar10-lru1-paper")
 
 

@@ -15,16 +15,12 @@ import pytest
 import test_devices
 from conftest import ROOT, command, process, train_command
 from stored import store
+from tiny import FLAG
 
 from lrunet_jax import ops
 from lrunet_jax.runs.restoring import steps_in
 from lrunet_jax.train import processes
 
-SMALL = (
-    "--config.model.layer_reuse=1",
-    "--config.model.width_mult=0.125",
-    "--config.augment.size=16",
-)
 # Five steps of an epoch, all of one size: one program less to compile.
 FEW = ("--config.batch_size=256", "--config.validation=157")
 STARTED: list[subprocess.Popen] = []
@@ -116,8 +112,9 @@ def test_two_processes_end_as_one_does(tmp_path):
     same_as_one(2, tmp_path)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_signal_to_one_stops_all_and_one_goes_on(tmp_path):
-    flags = (*SMALL, *FEW, "--config.checkpoint_minutes=0")
+    flags = (FLAG, *FEW, "--config.checkpoint_minutes=0")
     flags += (f"--workdir={tmp_path / 'run'}",)
     running = start(2, "train.py", *flags, "--config.epochs=500")
     until_saved(tmp_path / "run", running)
@@ -144,7 +141,7 @@ def refused(running):
 
 
 def test_what_differs_between_processes_is_named(tmp_path):
-    flags = ("train.py", f"--workdir={tmp_path / 'run'}", *SMALL)
+    flags = ("train.py", f"--workdir={tmp_path / 'run'}", FLAG)
     seed = lambda index: (f"--config.seed={index}",)
     line = refused(start(2, *flags, each=seed))
     host = socket.gethostname()
@@ -156,7 +153,7 @@ def test_what_differs_between_processes_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_a_bad_value_of_one_process_is_said_by_the_first(tmp_path):
-    flags = ("train.py", f"--workdir={tmp_path / 'run'}", *SMALL)
+    flags = ("train.py", f"--workdir={tmp_path / 'run'}", FLAG)
     elsewhere = lambda index: (f"--data_dir={tmp_path / str(index)}",)
     line = refused(start(2, *flags, "--config.dataset=cifar10", each=elsewhere))
     assert f"data_dir is '{tmp_path / '0'}', which lacks cifar10" in line
@@ -168,7 +165,7 @@ def test_a_bad_value_of_one_process_is_said_by_the_first(tmp_path):
 @pytest.mark.slow
 def test_a_workdir_that_the_processes_do_not_share_is_refused(tmp_path):
     mine = lambda index: (f"--workdir={tmp_path / str(index)}",)
-    line = refused(start(2, "train.py", *SMALL, each=mine))
+    line = refused(start(2, "train.py", FLAG, each=mine))
     assert "which is not the same directory on " in line
     assert not (tmp_path / "1").exists()
 
@@ -187,8 +184,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
         path = tmp_path / name / "checkpoints" / str(step) / "digest" / "metadata"
         return step, json.loads(path.read_text())["state"]
 
-    flags = ("train.py", *SMALL, *FEW, "--config.epochs=2")
-    flags += ("--config.checkpoint_minutes=0",)
+    flags = ("train.py", FLAG, *FEW, "--config.checkpoint_minutes=0")
     # Of two: on two cores four compile and wait for minutes.
     run = lambda name: start(2, *flags, f"--workdir={tmp_path / name}")
     statuses, texts = end(run("whole"))
@@ -271,7 +267,8 @@ def test_two_processes_share_what_one_of_them_reads(tmp_path):
     """Held-out images, the best weights, given ones, frozen ones, and a trace."""
     store(tmp_path / "given")
     flags = (
-        *(*SMALL, *FEW, "--config.epochs=2", "--config.normalise"),
+        *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
+        *("--config.augment.size=16", *FEW, "--config.epochs=2", "--config.normalise"),
         *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
         *(f"--config.init_from={tmp_path / 'given'}", f"--workdir={tmp_path / 'run'}"),
     )

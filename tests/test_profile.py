@@ -3,6 +3,7 @@
 import jax
 import pytest
 from conftest import train_command
+from tiny import FLAG
 
 from lrunet_jax.errors import TroubleError
 from lrunet_jax.train.profile import profiled
@@ -38,11 +39,9 @@ def test_a_directory_that_can_t_be_written_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_run_with_a_trace_says_where_it_is(tmp_path):
-    flags = (
-        *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
-        *("--config.batch_size=479", "--config.epochs=1"),
-    )
+    flags = (FLAG, "--config.batch_size=479", "--config.epochs=1")
     traces = tmp_path / "traces"
     result = train_command(f"--workdir={tmp_path / 'a'}", f"--profile={traces}", *flags)
     assert result.returncode == 0, result.stderr

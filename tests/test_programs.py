@@ -10,13 +10,11 @@ import asyncio, sys
 import jax
 jax.jit(lambda x: x + 1)(1.0)  # as a cell before
 import lrunet_jax
-from configs import digits
+import tiny
 
 async def cell():
-    config = digits.get_config()
-    config.update(epochs=2, eval_every=2, batch_size=479)
-    config.model.update(layer_reuse=1, width_mult=0.125)
-    config.augment.size = 16
+    config = tiny.get_config()
+    config.update(eval_every=2, batch_size=479)
     lrunet_jax.train_and_evaluate(config, sys.argv[1])
     config.epochs = 3
     lrunet_jax.train_and_evaluate(config, sys.argv[1])
@@ -30,10 +28,11 @@ asyncio.run(cell())
 
 @pytest.mark.slow
 def test_training_and_loading_within_a_running_event_loop(tmp_path):
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    own = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **own, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     arguments = ("-c", NOTEBOOK, tmp_path / "run")
-    result = process(*arguments, env=environment | {"PYTHONPATH": str(ROOT)})
+    result = process(*arguments, env=environment)
     assert (result.returncode, result.stderr) == (0, "")
     assert "logits (2, 10)" in result.stdout
     # Compiled programs are kept, as by the commands.

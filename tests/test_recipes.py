@@ -13,10 +13,10 @@ from test_loop import (
     log_of,
     run,
     start_and_stop,
-    tiny_config,
 )
 
 import lrunet_jax
+from configs import digits
 from lrunet_jax import create_model, data, list_models
 from lrunet_jax.errors import InputError
 from lrunet_jax.train.devices import make_mesh, replicated
@@ -40,6 +40,9 @@ EVERYTHING = {
     "dtype": "bfloat16",
 }
 FLAGS = [f"--config.{name}={value}" for name, value in EVERYTHING.items()]
+FLAGS += ["--config.model.layer_reuse=2", "--config.model.width_mult=0.125"]
+FLAGS += ["--config.augment.size=16"]
+LRUNET = "--config=configs/digits.py"
 
 
 def small_state(name="lrunet", **options):
@@ -174,7 +177,7 @@ def test_the_same_seed_gives_the_same_bits(name, dtype):
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("everything")
-    result = run(workdir, "--config.epochs=3", *FLAGS)
+    result = run(workdir, "--config.epochs=3", *FLAGS, config=LRUNET)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -184,9 +187,9 @@ def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
     flags = ("--config.epochs=3", *FLAGS)
-    code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags)
+    code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags, config=LRUNET)
     assert code == 0
-    result = run(tmp_path, *flags)
+    result = run(tmp_path, *flags, config=LRUNET)
     assert result.returncode == 0, result.stderr
     last = 3 * STEPS_PER_EPOCH
     assert_same_bits(checkpointed(tmp_path, last), checkpointed(everything, last))
@@ -223,7 +226,7 @@ def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--config.normalise=False", "--config.ema_decay=0.0"])
 def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
-    result = run(everything, "--config.epochs=4", *FLAGS, flag)
+    result = run(everything, "--config.epochs=4", *FLAGS, flag, config=LRUNET)
     assert result.returncode == 2
     assert "give another --workdir, or the same value to go on" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -236,10 +239,11 @@ def test_training_begins_from_given_weights(tmp_path, capsys):
     images = jnp.zeros((1, 32, 32, 1))
     variables = jax.jit(model.init)(jax.random.key(7), images)
     torch_format.write(path, {"net": to_state_dict(variables, 0)})
-    config = tiny_config(init_from=str(path), learning_rate=0.0)
-    config.update(epochs=1, batch_size=479)
+    config = digits.get_config()
     config.model.update({"layer_reuse": 1, "width_mult": 0.125})
-    config.weight_decay = 0.0
+    config.augment.size = 16
+    config.update(init_from=str(path), learning_rate=0.0, weight_decay=0.0)
+    config.update(epochs=1, batch_size=479)
     state = train_and_evaluate(config, str(tmp_path / "same"))
     assert_same_bits(state.params, open_model(path).variables["params"])
 

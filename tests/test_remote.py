@@ -11,6 +11,7 @@ import remote
 from bucket import bucket
 from conftest import ROOT, command, process, train_command
 from etils import epath
+from tiny import FLAG
 
 from lrunet_jax import data, load
 from lrunet_jax.errors import InputError
@@ -99,7 +100,7 @@ def test_results_and_plot_take_runs_from_anywhere(run, tmp_path):
 
 
 def test_pytorch_files_are_read_and_written(shared):
-    name = "cifar10-lru1-ckpt-08391.t7"
+    name = "cifar10-mobilenet-025x-ckpt-08472.t7"
     content = (shared / "checkpoints" / name).read_bytes()
     epath.Path(f"standin://bucket/{name}").write_bytes(content)
     target = "standin://bucket/new/lru1.pt"
@@ -113,7 +114,7 @@ def test_pytorch_files_are_read_and_written(shared):
 
 
 def test_published_files_may_lie_on_remote_storage(shared, monkeypatch):
-    name = "cifar10-lru1-ckpt-08391.t7"
+    name = "cifar10-mobilenet-025x-ckpt-08472.t7"
     write_whole(f"standin://b/{name}", (shared / "checkpoints" / name).read_bytes())
     monkeypatch.setenv("LRUNET_CHECKPOINTS", "standin://b")
     load("cifar10-lru1")
@@ -179,6 +180,7 @@ def test_the_library_of_gs_is_named_with_its_command(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_storage_that_fails_is_one_line(monkeypatch):
     def refuse(*_, **__):
         raise RuntimeError("403 forbidden")  # as no OSError of the system
@@ -186,7 +188,7 @@ def test_storage_that_fails_is_one_line(monkeypatch):
     monkeypatch.setattr(remote.StandIn, "open", refuse)
     with pytest.raises(InputError, match="can't be written: RuntimeError: 403"):
         torch_format.write("standin://bucket/a.pt", {})
-    result = train_command("--workdir=standin://bucket/run")
+    result = train_command("--workdir=standin://bucket/run", FLAG)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith(
@@ -200,6 +202,7 @@ def in_a_bucket(shared):
     flags = (
         *(f"--workdir={workdir}", "--config.model.layer_reuse=1"),
         *("--config.model.width_mult=0.125", "--config.batch_size=479"),
+        "--config.augment.size=16",
     )
 
     def ended(result):
@@ -221,9 +224,9 @@ def in_a_bucket(shared):
     (row,) = json.loads(lrunet_jax("results", "--json", workdir))
     assert row["last"] == figures["accuracy"]
     remote.upload(f"{shared}/tfds/cifar10", "gs://bucket/tfds/cifar10")
-    network = f"{shared}/checkpoints/cifar10-lru1-ckpt-08391.t7"
+    network = f"{shared}/checkpoints/cifar10-mobilenet-025x-ckpt-08472.t7"
     on = ("--data_dir=gs://bucket/tfds", "--json")
-    assert json.loads(lrunet_jax("evaluate", network, *on))["correct"] == 8391
+    assert json.loads(lrunet_jax("evaluate", network, *on))["correct"] == 8472
     # A checkpoint that a killed process has left in part is none.
     (epath.Path(workdir) / "checkpoints" / "6" / "commit_success.txt").unlink()
     assert "resumed  step 3," in ended(train_command(*flags, "--config.epochs=2"))

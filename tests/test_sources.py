@@ -9,9 +9,10 @@ import tensorflow_datasets as tfds
 from conftest import ROOT, command, process, train_command
 from PIL import Image
 from tfds_sets import write_set
+from tiny import FLAG, tiny_config
 
 import lrunet_jax
-from configs import default, digits
+from configs import default
 from lrunet_jax import data
 from lrunet_jax.data.hold_out import hold_out
 from lrunet_jax.errors import InputError
@@ -19,10 +20,7 @@ from lrunet_jax.train.setup import for_data
 from lrunet_jax.weights.loading import open_model
 
 RNG = np.random.default_rng(0)
-SMALL = (
-    *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
-    *("--config.batch_size=12", "--config.epochs=2"),
-)
+SMALL = (FLAG, "--config.batch_size=12")
 
 
 def picture(side=12, channels=3):
@@ -186,6 +184,7 @@ def test_the_crop_follows_the_image_and_mirroring_the_set():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_folder_is_trained_on_and_its_run_needs_no_table(pictures, tmp_path):
     run = tmp_path / "run"
     flags = (
@@ -219,6 +218,7 @@ def test_a_folder_is_trained_on_and_its_run_needs_no_table(pictures, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_broken_pictures_are_named_or_counted(pictures, tmp_path):
     (pictures / "dog" / "2.png").write_text("no picture")
     flags = (
@@ -234,6 +234,7 @@ def test_broken_pictures_are_named_or_counted(pictures, tmp_path):
     assert "skipped  1 of 24 pictures, which can't be read\n" in skip.stdout
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_set_that_does_not_fit_the_memory_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("lrunet_jax.memory.device_memory", lambda: 1_000_000)
     result = train_command(f"--workdir={tmp_path / 'run'}", *SMALL)
@@ -244,13 +245,11 @@ def test_a_set_that_does_not_fit_the_memory_is_refused(monkeypatch, tmp_path):
     )
 
 
-def config_of_arrays(**fields):
-    config = digits.get_config()
-    config.model.layer_reuse, config.model.width_mult = 1, 0.125
-    config.update(batch_size=16, epochs=1, **fields)
-    return config
+def config_of_arrays():
+    return tiny_config(batch_size=16, epochs=1)
 
 
+@pytest.mark.usefixtures("shallow")
 def test_arrays_are_trained_on_and_checked_on_resuming(tmp_path):
     train, test = (data.load_split("digits", name) for name in ("train", "test"))
     arrays = (train.images[:64], train.labels[:64]), (test.images, test.labels)
@@ -301,7 +300,7 @@ def test_a_slash_in_a_name_is_none_in_the_default_workdir(tmp_path):
     flags = ("--config.dataset=letters/all", f"--data_dir={tmp_path / 'tfds'}", *SMALL)
     result = process(str(ROOT / "train.py"), *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"workdir  {tmp_path / 'runs' / 'letters-all-lrunet'}\n" in result.stdout
+    assert f"workdir  {tmp_path / 'runs' / 'letters-all-mobilenet'}\n" in result.stdout
 
 
 def test_labels_of_a_folder_s_test_images_follow_the_classes_to_train_on(tmp_path):
@@ -339,6 +338,7 @@ def test_labels_that_are_unknown_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_evaluation_on_other_pictures_is_refused_or_said(pictures, tmp_path):
     run = tmp_path / "run"
     flags = ("--config.dataset=folder", "--config.image_size=16", *SMALL)

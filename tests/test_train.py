@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import ROOT, fresh_flags, on_eight_devices, process, train_command
+from tiny import FLAG
 
 from configs import digits
 from lrunet_jax import cli, train_and_evaluate
@@ -240,9 +241,8 @@ def test_compiled_programs_are_kept_in_the_user_s_cache(
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     environment["JAX_ENABLE_COMPILATION_CACHE"] = variable
-    tiny = ["--config.model.layer_reuse=1", "--config.model.width_mult=0.125"]
-    short = ["--config.epochs=1", "--config.batch_size=479", "--config.augment.size=16"]
-    flags = (*tiny, *short, *flags, f"--workdir={tmp_path / 'run'}")
+    short = (FLAG, "--config.epochs=1", "--config.batch_size=479")
+    flags = (*short, *flags, f"--workdir={tmp_path / 'run'}")
     result = process("train.py", *flags, env=environment)
     assert result.returncode == 0, result.stderr
     assert any((tmp_path / "cache").rglob("jit_call*")) == kept

@@ -5,16 +5,16 @@ import json
 import jax
 import pytest
 from conftest import command, train_command
+from tiny import FLAG
 
 from lrunet_jax.runs.record import read_lines
 from lrunet_jax.runs.restoring import steps_in
 from lrunet_jax.train import loop
 from lrunet_jax.weights.loading import open_model
 
-SMALL = (
-    *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
-    *("--config.batch_size=256", "--config.validation=157"),
-)
+pytestmark = pytest.mark.usefixtures("shallow")
+
+SMALL = (FLAG, "--config.batch_size=256", "--config.validation=157")
 
 
 @pytest.fixture

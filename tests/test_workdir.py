@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from conftest import contents, train_command
 from flax import struct
-from test_loop import TINY, log_of, tiny_config
+from test_loop import log_of
+from tiny import FLAG, tiny_config
 
 from lrunet_jax.errors import InputError, TroubleError
 from lrunet_jax.runs import workdir as workdir_module
@@ -31,9 +32,7 @@ LINES = [
 
 
 def quick_config(**fields):
-    config = tiny_config(batch_size=479, **fields)  # 3 steps an epoch, one program
-    config.model.layer_reuse = 1
-    return config
+    return tiny_config(batch_size=479, **fields)  # 3 steps an epoch, one program
 
 
 class State(struct.PyTreeNode):
@@ -161,7 +160,7 @@ def test_a_damaged_config_is_written_anew(text, run, capsys):
 def test_the_checkpoint_s_config_counts_and_not_the_file_s(run):
     path = run / "config.json"
     intact = path.read_text()
-    path.write_text(intact.replace('"layer_reuse": 1', '"layer_reuse": 2'))
+    path.write_text(intact.replace('"width_mult": 0.125', '"width_mult": 0.25'))
     go_on(run)
     assert path.read_text() == intact
 
@@ -251,7 +250,7 @@ REFUSED = [
     {"batch_size": 2000},
     {"epochs": 1 << 31},
     {"schedule": "no"},
-    {"model.layer_reuse": 10**8},
+    {"model.width_mult": 0.0},
 ]
 
 
@@ -269,6 +268,7 @@ def test_nothing_is_written_before_all_is_known_to_be_good(fields, exists, tmp_p
     assert not exists or list(workdir.iterdir()) == []
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_run_that_does_not_fit_is_refused_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "require_memory", refuse_all)
     with pytest.raises(InputError, match="GB"):
@@ -282,6 +282,7 @@ def refuse_all(what, taken, smaller=""):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_workdir_that_is_deleted_ends_the_run_and_the_state_is_saved(
     tmp_path, monkeypatch
 ):
@@ -342,6 +343,7 @@ def test_a_disk_that_is_full_ends_the_run_and_what_can_be_is_saved(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
     """As where the latest checkpoint was still being written, and is deleted."""
     close, calls = Checkpoints.close, []
@@ -362,6 +364,7 @@ def test_a_save_that_fails_at_the_end_is_made_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shallow")
 def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
     tmp_path, monkeypatch
 ):
@@ -385,10 +388,8 @@ def test_a_run_whose_directory_another_one_has_taken_does_not_write_there(
 
 
 def in_command(workdir, *flags):
-    tiny = [f"--config.{name}={value}" for name, value in TINY.items()]
-    few = ["--config.batch_size=479", "--config.model.layer_reuse=1"]
-    few += ["--config.epochs=2", "--config.schedule=piecewise"]
-    return train_command(f"--workdir={workdir}", *tiny, *few, *flags)
+    few = ("--config.batch_size=479", "--config.schedule=piecewise")
+    return train_command(f"--workdir={workdir}", FLAG, *few, *flags)
 
 
 def test_the_lock_is_free_again_after_a_refusal(tmp_path):
