@@ -5,8 +5,11 @@ import re
 
 import pytest
 from conftest import command, on_eight_devices, process
+from tiny import FLAG
 
-SMALL = ("--config.model.width_mult=0.25", "--config.model.layer_reuse=1")
+pytestmark = pytest.mark.usefixtures("shallow")
+
+SMALL = (FLAG, "--config.dataset=cifar10")
 
 
 def compiled(*arguments):
@@ -100,10 +103,11 @@ def test_mistakes_are_one_line(arguments, message):
 @pytest.mark.slow
 def test_a_last_batch_that_devices_do_not_divide_counts_in_the_memory():
     flags = ("--config=configs/digits.py", "--batch_size=720", "--json")
+    flags += ("--config.model.width_mult=0.125", "--config.model.layer_reuse=1")
     # 717 of 1,437 images are left: 3 devices have a third each, 2 have all of them.
     two, three = (
         process(
-            *("-m", "lrunet_jax.compile", f"--topology=cpu:{count}", *SMALL, *flags),
+            *("-m", "lrunet_jax.compile", f"--topology=cpu:{count}", *flags),
             env=on_eight_devices(),
         )
         for count in (2, 3)

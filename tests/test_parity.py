@@ -113,7 +113,7 @@ def steps_from(path, lowering, images, labels):
     """The state that the original began with, and those after each step."""
     states = [initial_state(path)]
     # Unoptimised convolutions of XLA take a hundred times as long.
-    options = {} if lowering == "cpu" else {"xla_backend_optimization_level": 3}
+    options = {} if lowering == "cpu" else {"xla_backend_optimization_level": 1}
     step = jax.jit(train_step, compiler_options=options)
     with ops.lowering(lowering):
         for i, batch in enumerate(zip(images, labels, strict=True)):
@@ -179,9 +179,9 @@ def test_losses_gradients_and_states_are_the_original_s(name, lowering, steps, s
 def test_lrunet_takes_the_same_step_in_other_lowerings(lowering, shared):
     folder = shared / "golden"
     with np.load(folder / "images.npz") as file:
-        images = file["train/lrunet_r4"][:1, :4] / 255.0
+        images = file["train/lrunet_r4"][:1, :2] / 255.0
     with np.load(folder / "train" / "lrunet_r4.npz") as file:
-        labels = file["labels"][:1, :4]
+        labels = file["labels"][:1, :2]
     path = folder / "train" / "lrunet_r4_init.t7"
     before, expected = steps_from(path, "cpu", images, labels)
     _, found = steps_from(path, lowering, images, labels)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lrunet_jax import benchmark, compare, evaluate
 from lrunet_jax.data import Split, load_split
+from lrunet_jax.data.digits import Digits
 from lrunet_jax.weights.stored_model import load_test_set
 
 README = (ROOT / "README.md").read_text()
@@ -23,11 +24,10 @@ def commands(start, text=README):
 
 def first_images(*arguments):
     name, classes, split = load_test_set(*arguments)
-    return name, classes, Split(split.images[:1000], split.labels[:1000])
+    return name, classes, Split(split.images[:250], split.labels[:250])
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 @needs_torch
 def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkeypatch):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
@@ -35,6 +35,9 @@ def test_the_commands_run_one_after_the_other(shared, make_run, tmp_path, monkey
         monkeypatch.setattr(module, "load_test_set", first_images)
     short = dict.fromkeys(benchmark.TURN_SECONDS, 0.1)
     monkeypatch.setattr(benchmark, "TURN_SECONDS", short)
+    timed = benchmark.benchmark
+    once = lambda *args, **options: timed(*args, **options | {"rounds": 1})
+    monkeypatch.setattr(benchmark, "benchmark", once)
     make_run("runs/lru4", [0.5, 0.75])
     for name in ("configs", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -77,6 +80,9 @@ def test_the_training_commands_are_understood(page, least, monkeypatch):
 def test_the_python_runs(shared, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LRUNET_CHECKPOINTS", str(shared / "checkpoints"))
     monkeypatch.chdir(tmp_path)
+    read = Digits.read
+    few = lambda *args: tuple(array[:128] for array in read(*args))
+    monkeypatch.setattr(Digits, "read", few)
     first, second, third = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(first, names)
