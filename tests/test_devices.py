@@ -10,14 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import SMALL_NETWORKS, figures, sent
-from conftest import (
-    OLDER_EMITTER,
-    OPTIMISING,
-    ROOT,
-    command,
-    on_eight_devices,
-    process,
-)
+from conftest import ROOT, command, on_eight_devices, process
 
 from lrunet_jax import create_model, data, ops
 from lrunet_jax.models.lrunet import GROUPS
@@ -36,11 +29,6 @@ from lrunet_jax.train.targets import make_targets
 
 SMALL = {"width_mult": 0.25, "layer_reuse": 2}
 BATCH = 64
-# Not optimised, runs of one and of more devices part by a flip after some steps.
-LITTLE_OPTIMISED = OPTIMISING | {
-    "XLA_FLAGS": f"{OPTIMISING['XLA_FLAGS']} {OLDER_EMITTER} "
-    "--xla_backend_optimization_level=1"
-}
 IMPORTING = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # of these files
 
 
@@ -119,7 +107,7 @@ def same_run():
 def in_eight(function, count=8):
     """Calls a function of this file in a process of eight CPU devices, or more."""
     code = f"import test_devices; test_devices.{function}()"
-    environment = on_eight_devices(**LITTLE_OPTIMISED, **IMPORTING, count=count)
+    environment = on_eight_devices(**IMPORTING, count=count)
     result = process("-c", code, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
 

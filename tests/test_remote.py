@@ -100,7 +100,7 @@ def test_results_and_plot_take_runs_from_anywhere(run, tmp_path):
 
 
 def test_pytorch_files_are_read_and_written(shared):
-    name = "cifar10-mobilenet-025x-ckpt-08472.t7"
+    name = "cifar10-lru1-ckpt-08391.t7"
     content = (shared / "checkpoints" / name).read_bytes()
     epath.Path(f"standin://bucket/{name}").write_bytes(content)
     target = "standin://bucket/new/lru1.pt"
@@ -114,7 +114,7 @@ def test_pytorch_files_are_read_and_written(shared):
 
 
 def test_published_files_may_lie_on_remote_storage(shared, monkeypatch):
-    name = "cifar10-mobilenet-025x-ckpt-08472.t7"
+    name = "cifar10-lru1-ckpt-08391.t7"
     write_whole(f"standin://b/{name}", (shared / "checkpoints" / name).read_bytes())
     monkeypatch.setenv("LRUNET_CHECKPOINTS", "standin://b")
     load("cifar10-lru1")
