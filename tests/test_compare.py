@@ -40,10 +40,10 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
 def test_pytorch_gives_the_same_answers(name, shared):
     stored = open_model(shared / "checkpoints" / name)
     whole = load_split("fashion_mnist", "test", shared / "tfds")
-    split = Split(whole.images[:2000], whole.labels[:2000])
+    split = Split(whole.images[:500], whole.labels[:500])
     found = compare(stored, "fashion_mnist", split, 256)
     theirs = compare_torch(stored, split, 256, found["logits"])
-    assert 1700 < theirs["torch_correct"] == found["correct"]
+    assert 425 < theirs["torch_correct"] == found["correct"]
     # float32 logits of either side move by 1e-5 with the order of their sums.
     assert 0 < theirs["logit_difference"] < 1e-4
     assert theirs["torch_images_per_second"] > 0
