@@ -94,10 +94,10 @@ def _backward(lowering, axis, residuals, gradients):
     centred, factor = x - per_channel(moments.mean), rsqrt(moments.variance)
     own = grad_bias, along = channel_sum(grad), channel_sum(grad * centred)
     (total, total_along), count = sum_over_batch(own, x[0].size, axis)
-    # Divided at the end: a channel's means would be kernels of their own on TPU.
-    grad_x = grad * count - per_channel(total)
-    grad_x = grad_x - centred * per_channel(total_along * jnp.square(factor))
-    grad_x = grad_x * per_channel(scale * factor / count)
+    # Divided for each value: a channel's means would be kernels of their own on TPU.
+    common = centred * per_channel(total_along * jnp.square(factor))
+    grad_x = grad - (per_channel(total) + common) / count
+    grad_x = grad_x * per_channel(scale * factor)
     grad_scale = along * factor
     grads = grad_x, grad_scale, grad_bias
     return jax.tree.map(lambda g, a: g.astype(a.dtype), grads, (x, scale, bias))
