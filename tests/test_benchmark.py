@@ -87,7 +87,6 @@ def test_it_prints_the_figures(short_turns):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimised")
 def test_lrunet_8_fits_in_its_memory():
     model = create_model("lrunet", layer_reuse=8)
     split = random_split(model, 256, (32, 32, 3))

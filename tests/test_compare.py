@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import command, needs_torch, torch
 
 from lrunet_jax.compare import compare, compare_torch
 from lrunet_jax.data import Split, load_split
+from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.published import PUBLISHED
 
@@ -16,8 +18,16 @@ if torch is not None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
+def test_all_eighteen_give_their_published_accuracy_to_the_image(shared, monkeypatch):
     paths = sorted(shared.glob("checkpoints/*.t7"))
+    found = []
+
+    def noted(model, variables, split, batch_size):
+        result = evaluate(model, variables, split, batch_size)
+        found.append((split.images, result.logits))
+        return result
+
+    monkeypatch.setattr("lrunet_jax.compare.evaluate", noted)
     result = command("compare", *paths, f"--data_dir={shared / 'tfds'}", "--json")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
@@ -29,6 +39,13 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
         assert row["published"] == row["correct"] / 10_000
         assert row["dataset"] == PUBLISHED[row["name"]].dataset
         assert row["params"] > row["conv_params"] > 0
+    with np.load(shared / "golden" / "images.npz") as golden:
+        for path, (images, logits) in zip(paths, found, strict=True):
+            place = {image.tobytes(): i for i, image in enumerate(images)}
+            places = [place[image.tobytes()] for image in golden[path.stem]]
+            with np.load(shared / "golden" / f"{path.stem}.npz") as file:
+                # The original's own move by 1.1e-5 with the batch's composition.
+                assert np.abs(logits[places] - file["logits"]).max() < 1e-4, path
 
 
 @pytest.mark.slow
