@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_bits(name, dtype):
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("everything")
-    result = run(workdir, "--config.epochs=3", *FLAGS, config=LRUNET)
+    result = run(workdir, "--config.epochs=2", *FLAGS, config=LRUNET)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -186,12 +186,12 @@ def everything(tmp_path_factory):
 def test_with_everything_on_a_run_that_was_stopped_ends_in_the_same_bits(
     everything, tmp_path
 ):
-    flags = ("--config.epochs=3", *FLAGS)
+    flags = ("--config.epochs=2", *FLAGS)
     code, _ = start_and_stop(tmp_path, signal.SIGTERM, *flags, config=LRUNET)
     assert code == 0
     result = run(tmp_path, *flags, config=LRUNET)
     assert result.returncode == 0, result.stderr
-    last = 3 * STEPS_PER_EPOCH
+    last = 2 * STEPS_PER_EPOCH
     assert_same_bits(checkpointed(tmp_path, last), checkpointed(everything, last))
     assert log_of(tmp_path) == log_of(everything)
 
@@ -226,7 +226,7 @@ def test_averages_and_statistics_travel_in_the_checkpoint(everything, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--config.normalise=False", "--config.ema_decay=0.0"])
 def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
-    result = run(everything, "--config.epochs=4", *FLAGS, flag, config=LRUNET)
+    result = run(everything, "--config.epochs=3", *FLAGS, flag, config=LRUNET)
     assert result.returncode == 2
     assert "give another --workdir, or the same value to go on" in result.stderr
     assert result.stderr.count("\n") == 1
