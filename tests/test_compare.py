@@ -2,13 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 from conftest import command, needs_torch, torch
 
 from lrunet_jax.compare import compare, compare_torch
 from lrunet_jax.data import Split, load_split
-from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.published import PUBLISHED
 
@@ -18,16 +16,8 @@ if torch is not None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-def test_all_eighteen_give_their_published_accuracy_to_the_image(shared, monkeypatch):
+def test_all_eighteen_give_their_published_accuracy_to_the_image(shared):
     paths = sorted(shared.glob("checkpoints/*.t7"))
-    found = []
-
-    def noted(model, variables, split, batch_size):
-        result = evaluate(model, variables, split, batch_size)
-        found.append((split.images, result.logits))
-        return result
-
-    monkeypatch.setattr("lrunet_jax.compare.evaluate", noted)
     result = command("compare", *paths, f"--data_dir={shared / 'tfds'}", "--json")
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
@@ -39,13 +29,6 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared, monkeyp
         assert row["published"] == row["correct"] / 10_000
         assert row["dataset"] == PUBLISHED[row["name"]].dataset
         assert row["params"] > row["conv_params"] > 0
-    with np.load(shared / "golden" / "images.npz") as golden:
-        for path, (images, logits) in zip(paths, found, strict=True):
-            place = {image.tobytes(): i for i, image in enumerate(images)}
-            places = [place[image.tobytes()] for image in golden[path.stem]]
-            with np.load(shared / "golden" / f"{path.stem}.npz") as file:
-                # The original's own move by 1.1e-5 with the batch's composition.
-                assert np.abs(logits[places] - file["logits"]).max() < 1e-4, path
 
 
 @pytest.mark.slow
@@ -57,10 +40,10 @@ def test_all_eighteen_give_their_published_accuracy_to_the_image(shared, monkeyp
 def test_pytorch_gives_the_same_answers(name, shared):
     stored = open_model(shared / "checkpoints" / name)
     whole = load_split("fashion_mnist", "test", shared / "tfds")
-    split = Split(whole.images[:500], whole.labels[:500])
+    split = Split(whole.images[:2000], whole.labels[:2000])
     found = compare(stored, "fashion_mnist", split, 256)
     theirs = compare_torch(stored, split, 256, found["logits"])
-    assert 425 < theirs["torch_correct"] == found["correct"]
+    assert 1700 < theirs["torch_correct"] == found["correct"]
     # float32 logits of either side move by 1e-5 with the order of their sums.
     assert 0 < theirs["logit_difference"] < 1e-4
     assert theirs["torch_images_per_second"] > 0

@@ -15,6 +15,7 @@ from flax import struct
 from test_loop import log_of
 from tiny import FLAG, tiny_config
 
+from configs import digits
 from lrunet_jax.errors import InputError, TroubleError
 from lrunet_jax.runs import workdir as workdir_module
 from lrunet_jax.runs.checkpoints import Checkpoints
@@ -250,14 +251,14 @@ REFUSED = [
     {"batch_size": 2000},
     {"epochs": 1 << 31},
     {"schedule": "no"},
-    {"model.width_mult": 0.0},
+    {"model.layer_reuse": 10**8},
 ]
 
 
 @pytest.mark.parametrize("fields", REFUSED, ids=str)
 @pytest.mark.parametrize("exists", [True, False])
 def test_nothing_is_written_before_all_is_known_to_be_good(fields, exists, tmp_path):
-    config = quick_config()
+    config = digits.get_config()
     config.update_from_flattened_dict(fields)
     workdir = tmp_path / "run"
     if exists:
