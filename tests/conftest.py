@@ -74,17 +74,6 @@ SHALLOW = {
 
 WHOLE = mobilenet.STAGES
 
-try:
-    import torch
-except ImportError:
-    if IN_CI and sys.version_info < (3, 12):  # where the extra `test` has it
-        raise
-    torch = None
-
-needs_torch = pytest.mark.skipif(
-    torch is None, reason="PyTorch is not installed: pip install 'lrunet_jax[torch]'"
-)
-
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("here", deadline=None)
 hypothesis.settings.load_profile("ci" if IN_CI else "here")
@@ -231,6 +220,12 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_sessionfinish():
+    # pytest looks for what is left five times, and each takes a second.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):

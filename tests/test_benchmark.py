@@ -8,7 +8,8 @@ import types
 
 import jax
 import pytest
-from conftest import command, needs_torch
+from conftest import command
+from oracle import needs_torch
 
 from lrunet_jax import benchmark, create_model, ops
 from lrunet_jax.weights.published import PUBLISHED

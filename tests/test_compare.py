@@ -3,15 +3,13 @@
 import json
 
 import pytest
-from conftest import command, needs_torch, torch
+from conftest import command
+from oracle import create_torch_model, needs_torch, torch
 
 from lrunet_jax.compare import compare, compare_torch
 from lrunet_jax.data import Split, load_split
 from lrunet_jax.weights.loading import open_model
 from lrunet_jax.weights.published import PUBLISHED
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 @pytest.mark.slow

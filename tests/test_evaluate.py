@@ -7,7 +7,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from conftest import command, needs_torch, torch
+from conftest import command
+from oracle import create_torch_model, needs_torch, torch
 from stored import store
 
 from lrunet_jax import create_model, ops
@@ -17,9 +18,6 @@ from lrunet_jax.errors import InputError
 from lrunet_jax.train.evaluation import evaluate
 from lrunet_jax.weights.loading import open_model, save_model
 from lrunet_jax.weights.stored_model import load_test_set
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 def tiny(name="lrunet", **arguments):

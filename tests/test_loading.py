@@ -12,7 +12,8 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from conftest import ROOT, command, flipped_bits, needs_torch, torch
+from conftest import ROOT, command, flipped_bits
+from oracle import create_torch_model, needs_torch, torch
 
 import lrunet_jax
 from configs import digits
@@ -23,9 +24,6 @@ from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.converted import FORMAT
 from lrunet_jax.weights.loading import open_model, save_model
 from lrunet_jax.weights.stored_model import load_test_set
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 @pytest.fixture(scope="module")

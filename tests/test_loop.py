@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tensorflow_datasets as tfds
 import tiny
-from conftest import ROOT, on_eight_devices, process
+from conftest import ROOT, few_blocks, on_eight_devices, process, train_command
 from PIL import Image
 from tiny import tiny_config
 
@@ -32,8 +31,9 @@ def arguments(workdir, *flags, config=tiny.FLAG):
     return ["train.py", f"--workdir={workdir}", config, *flags]
 
 
-def run(workdir, *flags, config=tiny.FLAG, **options):
-    return process(*arguments(workdir, *flags, config=config), **options)
+def run(workdir, *flags, config=tiny.FLAG):
+    with few_blocks():
+        return train_command(*arguments(workdir, *flags, config=config)[1:])
 
 
 def start_and_stop(workdir, number, *flags, config=tiny.FLAG, env=None):
@@ -160,21 +160,19 @@ def test_a_run_stopped_by_ctrl_c_and_evaluated_now_and_then(tmp_path):
 
 
 def test_a_run_of_eight_devices_goes_on_on_one_and_the_other_way(tmp_path):
-    eight = on_eight_devices()
     small = ("--config.schedule=piecewise", "--config.batch_size=640")
     small += ("--config.validation=157",)  # 2 steps of one size
-    for name, environments in (
-        ("from 8", (eight, os.environ)),
-        ("from 1", (os.environ, eight)),
-    ):
+    on = {
+        8: lambda *flags: process(*arguments(*flags), env=on_eight_devices()),
+        1: run,
+    }
+    for name, devices in (("from 8", (8, 1)), ("from 1", (1, 8))):
         workdir = tmp_path / name
         outputs = []
-        for epochs, environment in enumerate(environments, start=1):
-            flags = (*small, f"--config.epochs={epochs}")
-            result = run(workdir, *flags, env=environment)
+        for epochs, count in enumerate(devices, start=1):
+            result = on[count](workdir, *small, f"--config.epochs={epochs}")
             assert result.returncode == 0, result.stderr
             outputs.append(result.stdout)
-        devices = [8 if env is eight else 1 for env in environments]
         for output, count in zip(outputs, devices, strict=True):
             assert f"devices  {count} x cpu" in output
         assert "resumed  step 2, epoch 2\n" in outputs[1]  # and its digests agree

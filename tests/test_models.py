@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import needs_torch, torch
+from oracle import create_torch_model, needs_torch, torch
 
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
 from lrunet_jax.models import model_fields
 from lrunet_jax.weights.state_dict import from_state_dict, name_map, to_state_dict
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 # Sums of up to 1e4 float64 products, 2e-16 each, through up to 60 layers.
 TOLERANCE = 1e-10

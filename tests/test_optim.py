@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import needs_torch, torch
+from oracle import needs_torch, torch
 
 from configs import default
 from lrunet_jax.errors import InputError

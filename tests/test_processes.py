@@ -1,5 +1,6 @@
 """Several processes, as of many hosts: they train, stop and fail as one does."""
 
+import functools
 import json
 import os
 import re
@@ -76,38 +77,43 @@ def until_saved(workdir, running, steps=()):
         time.sleep(0.1)
 
 
-def train_and_keep(path, coordinator="", count="0", index="-1"):
-    """Trains in float64, and keeps the final arrays; for a process of its own."""
-    value = lambda flag: flag.rpartition("=")[2]
-    processes.join(value(coordinator), int(value(count)), int(value(index)), 10)
-    jax.config.update("jax_enable_x64", True)
-    # In two steps. On CPU the `xla` lowering would take minutes in float64, and `cpu`
-    # would send 64 times as many messages.
+def trained():
+    """The final arrays of a run in float64, of two steps."""
+    # On CPU the `xla` lowering would take minutes in float64, and `cpu` would send 64
+    # times as many messages.
     with ops.lowering("gpu"):
         state, *_ = test_devices.train_on(jax.devices(), "float64", 128)
     assert int(state.step) == 2
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def train_and_keep(path, *flags):
+    """Trains and keeps the arrays; for one of several processes."""
+    coordinator, count, index = (flag.rpartition("=")[2] for flag in flags)
+    processes.join(coordinator, int(count), int(index), 10)
+    jax.config.update("jax_enable_x64", True)
+    arrays = trained()
     if processes.is_first():
-        np.savez(path, *map(np.asarray, jax.tree.leaves(state)))
+        np.savez(path, *arrays)
 
 
 CODE = "import sys, test_processes; test_processes.train_and_keep(*sys.argv[1:5])"
 
 
+alone = functools.cache(trained)
+
+
 def same_as_one(count, tmp_path):
-    importing = test_devices.IMPORTING
-    several = start(count, "-c", CODE, str(tmp_path / "several.npz"), **importing)
-    alone = os.environ | importing
-    result = process("-c", CODE, str(tmp_path / "one.npz"), env=alone, timeout=SECONDS)
-    assert result.returncode == 0, result.stderr
+    path = tmp_path / "several.npz"
+    several = start(count, "-c", CODE, str(path), **test_devices.IMPORTING)
+    expected = alone()
     statuses, texts = end(several)
     assert statuses == [0] * count, texts
-    with (
-        np.load(tmp_path / "several.npz") as found,
-        np.load(tmp_path / "one.npz") as one,
-    ):
-        test_devices.assert_close(list(found.values()), list(one.values()))
+    with np.load(path) as found:
+        test_devices.assert_close(list(found.values()), expected)
 
 
+@pytest.mark.usefixtures("x64")
 def test_two_processes_end_as_one_does(tmp_path):
     same_as_one(2, tmp_path)
 
@@ -171,6 +177,7 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("x64")
 def test_four_processes_end_as_one_does(tmp_path):
     same_as_one(4, tmp_path)
 

@@ -6,7 +6,8 @@ import shlex
 import shutil
 
 import pytest
-from conftest import ROOT, command, needs_torch, train_command
+from conftest import ROOT, command, train_command
+from oracle import needs_torch
 from PIL import Image
 
 from lrunet_jax import benchmark, compare, evaluate

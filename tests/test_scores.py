@@ -5,8 +5,8 @@ import math
 import hypothesis
 import numpy as np
 import pytest
-from conftest import needs_torch, torch
 from hypothesis import strategies as st
+from oracle import needs_torch, torch
 
 from lrunet_jax.train import scores
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import needs_torch, torch
+from oracle import create_torch_model, needs_torch, torch
 
 from lrunet_jax import create_model
 from lrunet_jax.errors import InputError
@@ -15,9 +15,6 @@ from lrunet_jax.weights.state_dict import (
     name_map,
     to_state_dict,
 )
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 NETWORKS = [
     ("lrunet", {"width_mult": 0.125, "layer_reuse": 1}),

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import needs_torch, torch
+from oracle import needs_torch, torch
 from scipy import stats
 
 from lrunet_jax.train.state import cross_entropy

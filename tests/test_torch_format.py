@@ -10,7 +10,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, needs_torch, process, torch
+from conftest import ROOT, process
+from oracle import needs_torch, torch
 
 from lrunet_jax.errors import InputError
 from lrunet_jax.weights import torch_format

@@ -6,16 +6,14 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import command, needs_torch, torch
+from conftest import command
+from oracle import create_torch_model, needs_torch, torch
 from test_torch_format import zip_file
 
 from lrunet_jax import create_model
 from lrunet_jax.errors import InputError
 from lrunet_jax.weights import torch_format
 from lrunet_jax.weights.loading import open_model
-
-if torch is not None:
-    from lrunet_jax.weights.torch_models import create_torch_model
 
 
 @pytest.fixture(scope="module")

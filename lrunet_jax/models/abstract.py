@@ -8,6 +8,8 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from lrunet_jax import ops
+
 
 @functools.lru_cache(maxsize=32)  # of what takes most of the time of opening a file
 def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
@@ -20,7 +22,8 @@ def abstract_variables(model: nn.Module, channels: int) -> dict[str, Any]:
       channels: the number of channels of its images.
     """
     images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    with ops.shapes_alone():
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
     as_stored = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32)
     return {
         name: jax.tree.map(as_stored, variables[name])
@@ -44,5 +47,7 @@ def leaf_names(model: nn.Module, channels: int) -> list[str]:
         for collection in variables.values():
             names.extend(traverse_util.flatten_dict(collection, sep="/"))
 
-    jax.eval_shape(list_names, jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32))
+    images = jax.ShapeDtypeStruct((1, 32, 32, channels), np.float32)
+    with ops.shapes_alone():
+        jax.eval_shape(list_names, images)
     return names

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lrunet_jax.models.abstract import abstract_variables
+from lrunet_jax import ops
 
 Shape = tuple[int, ...]
 
@@ -72,23 +72,7 @@ def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Lay
     Raises:
       TypeError: if the model has a kernel whose costs no module states.
     """
-    layers: list[Layer] = []
-
-    def ask(method, args, kwargs, context):
-        out = method(*args, **kwargs)
-        if context.method_name == "__call__" and hasattr(context.module, "costs"):
-            layers.extend(context.module.costs(out))
-        return out
-
-    variables = abstract_variables(model, image_shape[2])
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    with nn.intercept_methods(ask):
-        jax.eval_shape(model.apply, variables, image)
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    owners = (tuple(key.key for key in path) for path, _ in leaves)
-    kernels = {"/".join(modules) for *modules, name in owners if name == "kernel"}
-    if silent := kernels - {layer.name for layer in layers}:
-        raise TypeError(f"modules own kernels whose costs nobody states: {silent}")
+    layers, _ = _layers_and_params(model, image_shape)
     return layers
 
 
@@ -100,11 +84,31 @@ def summarise(model: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, 
       linear layers with their biases; `macs`, the multiply-accumulates of these; and
       `activation_bytes`, the size of what they put out, in float32.
     """
-    params = abstract_variables(model, image_shape[2])["params"]
-    layers = list_layers(model, image_shape)
+    layers, params = _layers_and_params(model, image_shape)
     return {
         "params": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
         "conv_params": sum(layer.params for layer in layers),
         "macs": sum(layer.macs for layer in layers),
         "activation_bytes": sum(layer.activation_bytes for layer in layers),
     }
+
+
+def _layers_and_params(model, image_shape):
+    """The layers, in order, and the abstract parameters, by tracing the model once."""
+    layers: list[Layer] = []
+
+    def ask(method, args, kwargs, context):
+        out = method(*args, **kwargs)
+        if context.method_name == "__call__" and hasattr(context.module, "costs"):
+            layers.extend(context.module.costs(out))
+        return out
+
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(ask), ops.shapes_alone():
+        params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    owners = (tuple(key.key for key in path) for path, _ in leaves)
+    kernels = {"/".join(modules) for *modules, name in owners if name == "kernel"}
+    if silent := kernels - {layer.name for layer in layers}:
+        raise TypeError(f"modules own kernels whose costs nobody states: {silent}")
+    return layers, params

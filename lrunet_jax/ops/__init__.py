@@ -15,7 +15,13 @@ from lrunet_jax.ops.channel_shuffle import channel_shuffle
 from lrunet_jax.ops.conv import conv
 from lrunet_jax.ops.depthwise import depthwise
 from lrunet_jax.ops.dropout import dropout
-from lrunet_jax.ops.lowerings import LOWERINGS, lowering, of_platform, resolve
+from lrunet_jax.ops.lowerings import (
+    LOWERINGS,
+    lowering,
+    of_platform,
+    resolve,
+    shapes_alone,
+)
 from lrunet_jax.ops.materialise import materialise
 from lrunet_jax.ops.max_pool import max_pool
 from lrunet_jax.ops.pointwise import pointwise
@@ -50,5 +56,6 @@ __all__ = [
     "relu6",
     "resolve",
     "reuse",
+    "shapes_alone",
     "take_pixels",
 ]

@@ -56,6 +56,14 @@ def lowering(name: str) -> contextlib.AbstractContextManager[None]:
     return _entered(name)
 
 
+def shapes_alone() -> contextlib.AbstractContextManager[None]:
+    """A context for tracing where shapes alone are wanted, which no lowering changes.
+
+    In `xla` the networks take half as long to trace as in `cpu`.
+    """
+    return _entered("xla")
+
+
 @contextlib.contextmanager
 def _entered(name):
     with _context(name):  # JAX's own would forget its way out if entered twice
