@@ -10,6 +10,7 @@ import pytest
 from conftest import command
 from oracle import create_torch_model, needs_torch, torch
 from stored import store
+from weights import random_variables
 
 from lrunet_jax import create_model, ops
 from lrunet_jax import evaluate as evaluation
@@ -23,8 +24,7 @@ from lrunet_jax.weights.stored_model import load_test_set
 def tiny(name="lrunet", **arguments):
     defaults = {"lrunet": {"layer_reuse": 2, "width_mult": 0.125}}.get(name, {})
     model = create_model(name, **{**defaults, **arguments})
-    images = np.zeros((1, 32, 32, 1), np.float32)
-    return model, jax.jit(model.init)(jax.random.key(0), images)
+    return model, random_variables(model, 1)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from weights import random_variables
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.errors import InputError
@@ -27,17 +28,9 @@ networks = pytest.mark.parametrize("name", SMALL)
 @functools.cache
 def small(name, shape=(4, 16, 16, 3), dtype=np.float32, **fields):
     model = create_model(name.split(",")[0], **SMALL[name], **fields)
-    rng = np.random.default_rng(0)
-    images = rng.uniform(size=shape).astype(dtype)
-
-    def fill(path, leaf):  # as after some training; no program is compiled for it
-        if path[-1].key == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return rng.normal(0, (2 / fan_in) ** 0.5, leaf.shape).astype(dtype)
-        return rng.uniform(0.5, 1.5, leaf.shape).astype(dtype)
-
-    abstract = jax.eval_shape(model.init, jax.random.key(0), images)
-    return model, jax.tree_util.tree_map_with_path(fill, abstract), images
+    images = np.random.default_rng(0).uniform(size=shape).astype(dtype)
+    variables = random_variables(model, shape[-1], gain=2.0, dtype=dtype)
+    return model, variables, images
 
 
 @networks

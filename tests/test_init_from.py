@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from weights import random_variables
 
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
@@ -19,15 +20,9 @@ def arguments_of(name):
 
 
 def fresh(name, channels, key=0):
-    """A network's weights for so many channels, with statistics that pass signals."""
+    """A network and its weights for so many channels."""
     model = create_model(**arguments_of(name))
-    images = np.zeros((1, 32, 32, channels), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(key), images)
-    rng = np.random.default_rng(key)
-    random = lambda leaf: rng.uniform(0.05, 0.15, leaf.shape).astype(np.float32)
-    statistics = jax.tree.map(random, variables["batch_stats"])
-    params = jax.tree.map(np.asarray, variables["params"])
-    return model, {"params": params, "batch_stats": statistics}
+    return model, random_variables(model, channels, seed=key)
 
 
 def stored(path, name, channels, **more):

@@ -8,6 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_variables
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.errors import InputError
@@ -155,7 +156,7 @@ def test_a_gradient_is_of_the_lowering_that_the_operator_was_called_in(
 def test_a_network_s_program_follows_the_context_and_its_fields_do_not():
     model = create_model("lrunet", width_mult=0.25, layer_reuse=2)
     images = jnp.zeros((2, 16, 16, 1))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = random_variables(model, 1)
     texts = {}
     for name in ops.LOWERINGS:
         with ops.lowering(name):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from weights import random_variables
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.errors import InputError
@@ -100,21 +101,6 @@ def plain_lrunet(variables, x, train, stem_order=None):
 # --- Comparison -------------------------------------------------------------------
 
 
-def random_variables(model, shape, seed=0):
-    """float64, with norms and statistics as after some training."""
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        name = jax.tree_util.keystr(path[-1:], simple=True)
-        if name == "kernel":
-            fan = np.prod(leaf.shape[:3])
-            return rng.normal(0, (1 / fan) ** 0.5, leaf.shape)
-        return rng.uniform(0.5, 1.5, leaf.shape)
-
-    return jax.tree_util.tree_map_with_path(fill, variables)
-
-
 def assert_close(found, wanted, tolerance=1e-10):
     """Relative to each tensor's largest value; sums of up to 1e5 float64 products."""
     leaves = jax.tree_util.tree_leaves_with_path(wanted)
@@ -140,7 +126,7 @@ LABELS = np.random.default_rng(2).normal(size=(4, 5))
 
 def variables_of(width):
     model = LruNet(5, width, 3, drop=0.0)
-    return model, random_variables(model, (1, 16, 16, 3))
+    return model, random_variables(model, 3, dtype=np.float64)
 
 
 @functools.cache
@@ -191,7 +177,7 @@ def test_every_lowering_is_the_plain_loop(train, lowering, width):
 @pytest.mark.parametrize("width", [0.375, 0.5, 1.5, 2.0])
 def test_the_stem_is_repeated_or_cut_to_the_first_stage(width):
     model = LruNet(3, width, 1)
-    variables = random_variables(model, (1, 8, 8, 1))
+    variables = random_variables(model, 1, dtype=np.float64)
     images = np.random.default_rng(1).uniform(size=(2, 8, 8, 1))
     order = np.arange(round(64 * width)) % 64
     expected, _ = plain_lrunet(variables, images, False, order)
@@ -203,7 +189,7 @@ def test_the_stem_is_repeated_or_cut_to_the_first_stage(width):
 @pytest.mark.parametrize("lowering", ops.LOWERINGS)
 def test_the_gradient_of_a_shared_kernel_is_the_sum_over_iterations(lowering):
     model = LruNet(3, 0.25, 3, drop=0.0)
-    variables = random_variables(model, (1, 8, 8, 1))
+    variables = random_variables(model, 1, dtype=np.float64)
     x = np.random.default_rng(1).uniform(size=(4, 4, 4, 16))
     params = variables["params"]["stage1"]
     stats = variables["batch_stats"]["stage1"]
@@ -251,7 +237,7 @@ def test_only_norms_grow_with_the_iterations():
 def test_each_iteration_has_norms_and_statistics_of_its_own():
     model = LruNet(3, 0.25, 3, drop=0.0)
     images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = random_variables(model, 3)
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     _, updates = train(variables, images)
     means = updates["batch_stats"]["stage2"]["iterations"]["dw_bn_list"]["mean"]
@@ -260,11 +246,8 @@ def test_each_iteration_has_norms_and_statistics_of_its_own():
     assert not np.allclose(means[1], means[2])
     apply = jax.jit(model.apply)
     for i in range(3):
-        changed = jax.tree.map(lambda a: a, variables)
-        iterations = changed["params"]["stage2"]["iterations"]
-        iterations["pw_bn_list"]["scale"] = (
-            iterations["pw_bn_list"]["scale"].at[i].set(3.0)
-        )
+        changed = copy.deepcopy(variables)
+        changed["params"]["stage2"]["iterations"]["pw_bn_list"]["scale"][i] = 3.0
         assert not np.allclose(apply(changed, images), apply(variables, images))
 
 
@@ -291,7 +274,7 @@ def test_logits_are_never_negative_and_any_image_size_works():
     model = create_model("lrunet", width_mult=0.125, layer_reuse=1, num_classes=7)
     for size in (28, 33):
         images = jax.random.normal(jax.random.key(1), (2, size, size, 1))
-        variables = jax.jit(model.init)(jax.random.key(0), images)
+        variables = random_variables(model, 1, seed=size)
         logits = jax.jit(model.apply)(variables, images)
         assert logits.shape == (2, 7)
         assert (logits >= 0).all()

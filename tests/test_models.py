@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import create_torch_model, needs_torch, torch
+from weights import random_variables
 
 from lrunet_jax import create_model, list_models
 from lrunet_jax.errors import InputError
@@ -207,7 +208,7 @@ def test_dropout_is_a_field_where_the_original_has_it():
 def test_dropout_drops_in_training_alone(name):
     images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
     model = create_model(name, width_mult=0.0625, drop=0.9)
-    variables = jax.jit(model.init)(jax.random.key(0), images)
+    variables = random_variables(model, 1)
 
     @functools.partial(jax.jit, static_argnames="train")
     def logits(seed, train):

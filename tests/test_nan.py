@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights import random_variables
 
 from lrunet_jax import create_model, ops
 from lrunet_jax.train.state import cross_entropy
@@ -29,20 +30,12 @@ QUICK = {("lrunet", "cpu"), ("mobilenet_v2", "cpu")}  # all of them: half a minu
 
 
 def example(name):
-    """A network, images, and variables for which no program is compiled."""
+    """A network, images and variables."""
     model = create_model(name, num_classes=CLASSES, **FIELDS[name])
     rng = np.random.default_rng(0)
     images = rng.uniform(size=(BATCH, 32, 32, 1))
     images = jnp.asarray(images, DTYPES.get(name, "float32"))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-
-    def value(path, leaf):
-        if path[-1].key == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return rng.normal(0, fan_in**-0.5, leaf.shape).astype(leaf.dtype)
-        return rng.uniform(0.5, 1, leaf.shape).astype(leaf.dtype)
-
-    return model, images, jax.tree.map_with_path(value, shapes)
+    return model, images, random_variables(model, 1)
 
 
 def with_a_nan(variables):

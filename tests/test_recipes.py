@@ -14,6 +14,7 @@ from test_loop import (
     run,
     start_and_stop,
 )
+from weights import random_variables
 
 import lrunet_jax
 from configs import digits
@@ -238,8 +239,7 @@ def test_what_the_arrays_depend_on_stays_as_it_began(everything, flag):
 def test_training_begins_from_given_weights(tmp_path, capsys):
     path = tmp_path / "tiny.pt"
     model = create_model("lrunet", layer_reuse=1, width_mult=0.125)
-    images = jnp.zeros((1, 32, 32, 1))
-    variables = jax.jit(model.init)(jax.random.key(7), images)
+    variables = random_variables(model, 1)
     torch_format.write(path, {"net": to_state_dict(variables, 0)})
     config = digits.get_config()
     config.model.update({"layer_reuse": 1, "width_mult": 0.125})
@@ -265,8 +265,7 @@ def test_a_classifier_of_other_classes_stays_fresh(shared, tmp_path, capsys):
     path = shared / "golden" / "train" / "mobilenet_w025_init.t7"
     stored = open_model(path)
     own = create_model(**(stored.arguments | {"num_classes": 7}))
-    images = np.zeros((1, 32, 32, 3), np.float32)
-    variables = jax.jit(own.init)(jax.random.key(0), images)
+    variables = random_variables(own, 3)
 
     found = weights_for(own, variables, str(path), normalise=False)
     assert "classifier_1 is of another number of classes" in capsys.readouterr().out
