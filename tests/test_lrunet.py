@@ -141,8 +141,8 @@ def plain_results(train, width):
 @pytest.mark.parametrize(
     ("lowering", "width"),
     [
-        ("cpu", 0.25),
-        ("cpu", 0.375),
+        pytest.param("cpu", 0.25, marks=pytest.mark.slow),
+        pytest.param("cpu", 0.375, marks=pytest.mark.slow),
         ("gpu", 0.25),
         ("gpu", 0.375),
         ("tpu", 0.25),
