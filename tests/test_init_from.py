@@ -20,9 +20,11 @@ def arguments_of(name):
 
 
 def fresh(name, channels, key=0):
-    """A network and its weights for so many channels."""
+    """A network's weights for so many channels, with statistics that pass signals."""
     model = create_model(**arguments_of(name))
-    return model, random_variables(model, channels, seed=key)
+    variables = random_variables(model, channels, seed=key)
+    statistics = jax.tree.map(lambda leaf: leaf / 10, variables["batch_stats"])
+    return model, variables | {"batch_stats": statistics}
 
 
 def stored(path, name, channels, **more):

@@ -7,7 +7,7 @@ from lrunet_jax.models import abstract_variables
 
 
 def random_variables(model, channels=3, *, seed=0, gain=1.0, dtype=np.float32):
-    """Random variables of a model, by which signals pass and which differ everywhere.
+    """Random variables of a model: no two values are equal, and no norm is fresh.
 
     Args:
       model: the network.
