@@ -5,7 +5,7 @@ import re
 
 import pytest
 from conftest import command, on_eight_devices, process
-from tiny import FLAG
+from tiny import FLAG, LRUNET
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -102,8 +102,7 @@ def test_mistakes_are_one_line(arguments, message):
 
 @pytest.mark.slow
 def test_a_last_batch_that_devices_do_not_divide_counts_in_the_memory():
-    flags = ("--config=configs/digits.py", "--batch_size=720", "--json")
-    flags += ("--config.model.width_mult=0.125", "--config.model.layer_reuse=1")
+    flags = ("--config=configs/digits.py", *LRUNET, "--batch_size=720", "--json")
     # 717 of 1,437 images are left: 3 devices have a third each, 2 have all of them.
     two, three = (
         process(

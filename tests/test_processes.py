@@ -15,7 +15,7 @@ import pytest
 import test_devices
 from conftest import ROOT, command, few_blocks, process, train_command
 from stored import store
-from tiny import FLAG
+from tiny import FLAG, LRUNET
 
 from lrunet_jax import ops
 from lrunet_jax.runs.restoring import steps_in
@@ -270,7 +270,7 @@ def test_two_processes_share_what_one_of_them_reads(tmp_path):
     """Held-out images, the best weights, given ones, frozen ones, and a trace."""
     store(tmp_path / "given")
     flags = (
-        *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
+        *LRUNET,
         *("--config.augment.size=16", *FEW, "--config.epochs=2", "--config.normalise"),
         *("--config.freeze=all_but_classifier", f"--profile={tmp_path / 'trace'}"),
         *(f"--config.init_from={tmp_path / 'given'}", f"--workdir={tmp_path / 'run'}"),

@@ -11,7 +11,7 @@ import remote
 from bucket import bucket
 from conftest import ROOT, command, process, train_command
 from etils import epath
-from tiny import FLAG
+from tiny import FLAG, LRUNET
 
 from lrunet_jax import data, load
 from lrunet_jax.errors import InputError
@@ -200,8 +200,7 @@ def in_a_bucket(shared):
     """Trains, resumes, evaluates and converts on gs://; for a process of its own."""
     workdir = "gs://bucket/runs/one"
     flags = (
-        *(f"--workdir={workdir}", "--config.model.layer_reuse=1"),
-        *("--config.model.width_mult=0.125", "--config.batch_size=479"),
+        *(f"--workdir={workdir}", *LRUNET, "--config.batch_size=479"),
         "--config.augment.size=16",
     )
 

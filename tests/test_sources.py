@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from conftest import ROOT, command, process, train_command
 from PIL import Image
 from tfds_sets import write_set
-from tiny import FLAG, tiny_config
+from tiny import FLAG, LRUNET, tiny_config
 
 import lrunet_jax
 from configs import default
@@ -188,7 +188,7 @@ def test_a_folder_is_trained_on_and_its_run_needs_no_table(pictures, tmp_path):
     run = tmp_path / "run"
     flags = (
         *("--config.dataset=folder", f"--data_dir={pictures}", f"--workdir={run}"),
-        *("--config.model.layer_reuse=1", "--config.model.width_mult=0.125"),
+        *LRUNET,
         *("--config.batch_size=12", "--config.epochs=2"),  # and the crop's size unset
     )
     refused = train_command(*flags)

@@ -14,6 +14,8 @@ from lrunet_jax.models import mobilenet
 
 STAGES = ((64, 1, 1), (1024, 1, 2))  # two blocks, one of either stride
 FLAG = f"--config={pathlib.Path(__file__).resolve()}"
+# The flags of the smallest LruNet, for what two blocks of MobileNet can't show.
+LRUNET = ("--config.model.layer_reuse=1", "--config.model.width_mult=0.125")
 
 
 def get_config() -> ml_collections.ConfigDict:
