@@ -17,6 +17,7 @@ else:
     # Its threads wait for each other by turning in circles, and all cores are busy.
     torch.set_num_threads(1)
 
+# Where it may be absent; in CI it may not on Python 3.11, see above.
 needs_torch = pytest.mark.skipif(
     torch is None, reason="PyTorch is not installed: pip install 'lrunet_jax[torch]'"
 )

@@ -27,20 +27,17 @@ from lrunet_jax.train.optim import create_optimizer, create_schedule
 from lrunet_jax.train.state import create_train_state
 from lrunet_jax.train.targets import make_targets
 
-SMALL = {
-    "lrunet": {"width_mult": 0.25, "layer_reuse": 2},
-    "mobilenet": {"width_mult": 0.125},
-}
+SMALL = {"width_mult": 0.25, "layer_reuse": 2}
 BATCH = 64
 IMPORTING = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}  # of these files
 
 
-def train_on(devices, dtype, images=None, name="lrunet"):
+def train_on(devices, dtype, images=None):
     """The state after an epoch of the digits, or some of them, with everything on."""
     mesh = make_mesh(devices)
     split = data.load_split("digits", "train")
     split = data.Split(split.images[:images], split.labels[:images])
-    model = create_model(name, drop=0.2, **SMALL[name])
+    model = create_model("lrunet", drop=0.2, **SMALL)
     schedule = create_schedule(
         "cosine",
         0.05,

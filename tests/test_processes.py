@@ -1,5 +1,6 @@
 """Several processes, as of many hosts: they train, stop and fail as one does."""
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import test_devices
-from conftest import ROOT, command, few_blocks, process, train_command
+from conftest import ROOT, command, process, train_command
 from stored import store
 from tiny import FLAG, LRUNET
 
@@ -76,33 +77,36 @@ def until_saved(workdir, running, steps=()):
         time.sleep(0.1)
 
 
-def trained(name):
-    """The final arrays of a run of a network in float64, of two steps."""
-    # On CPU the `xla` lowering would take minutes in float64, and LruNet's `cpu` would
-    # send 64 times as many messages.
-    with few_blocks(), ops.lowering("gpu" if name == "lrunet" else "cpu"):
-        state, *_ = test_devices.train_on(jax.devices(), "float64", 128, name)
+def trained():
+    """The final arrays of a run in float64, of two steps."""
+    # On CPU the `xla` lowering would take minutes in float64, and `cpu` would send 64
+    # times as many messages.
+    with ops.lowering("gpu"):
+        state, *_ = test_devices.train_on(jax.devices(), "float64", 128)
     assert int(state.step) == 2
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
-def train_and_keep(name, path, *flags):
+def train_and_keep(path, *flags):
     """Trains and keeps the arrays; for one of several processes."""
     coordinator, count, index = (flag.rpartition("=")[2] for flag in flags)
     processes.join(coordinator, int(count), int(index), 10)
     jax.config.update("jax_enable_x64", True)
-    arrays = trained(name)
+    arrays = trained()
     if processes.is_first():
         np.savez(path, *arrays)
 
 
-CODE = "import sys, test_processes; test_processes.train_and_keep(*sys.argv[1:6])"
+CODE = "import sys, test_processes; test_processes.train_and_keep(*sys.argv[1:5])"
 
 
-def same_as_one(count, name, tmp_path):
+alone = functools.cache(trained)
+
+
+def same_as_one(count, tmp_path):
     path = tmp_path / "several.npz"
-    several = start(count, "-c", CODE, name, str(path), **test_devices.IMPORTING)
-    expected = trained(name)
+    several = start(count, "-c", CODE, str(path), **test_devices.IMPORTING)
+    expected = alone()
     statuses, texts = end(several)
     assert statuses == [0] * count, texts
     with np.load(path) as found:
@@ -111,7 +115,7 @@ def same_as_one(count, name, tmp_path):
 
 @pytest.mark.usefixtures("x64")
 def test_two_processes_end_as_one_does(tmp_path):
-    same_as_one(2, "lrunet", tmp_path)
+    same_as_one(2, tmp_path)
 
 
 @pytest.mark.usefixtures("shallow")
@@ -175,7 +179,7 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_four_processes_end_as_one_does(tmp_path):
-    same_as_one(4, "mobilenet", tmp_path)
+    same_as_one(4, tmp_path)
 
 
 @pytest.mark.slow
